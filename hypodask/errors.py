@@ -1,0 +1,113 @@
+"""Every error hypodask raises on purpose, in one tree.
+
+::
+
+    HypodaskError
+    ├── ScanError (ValueError)             this scan cannot be trusted; the cohort goes on
+    │   ├── UnreadableScanError            not an image, a folder, an empty or a damaged file
+    │   │   ├── MissingScanError           no such file
+    │   │   └── TruncatedScanError         the file ends before its voxels do
+    │   ├── OversizeScanError              the header asks for more memory than a head needs
+    │   ├── NotScalarError                 RGB, complex, or a real fourth dimension
+    │   ├── GeometryError                  the voxels cannot be placed in the scanner
+    │   │   ├── NoTransformError           neither sform nor qform says where the voxels are
+    │   │   ├── BadTransformError          singular, sheared or non-finite affine
+    │   │   ├── VoxelSizeError             zero, negative or absurd voxel size
+    │   │   └── FieldOfViewError           too small or too large to hold a head
+    │   ├── IntensityError                 the voxels themselves are wrong
+    │   │   ├── NonFiniteError             NaN or infinity
+    │   │   └── ConstantImageError         one value everywhere
+    │   └── AlignmentError                 no head was found, or its pose cannot be told
+    ├── CohortError (ValueError)           the table of scans cannot be used; nothing was run
+    ├── ModelError (ValueError)            a weights file is missing, damaged or of another kind
+    ├── StoreError (OSError)               a store is incomplete, damaged or not ours
+    ├── ResultsError (ValueError)          the results dataset lacks what an analysis needs
+    └── ClusterError (RuntimeError)        the cluster, not a scan, went wrong
+
+Each takes one message, so that it survives pickling between workers. A message says what was found,
+what was needed and what to do; context is added on the way up with ``err.add_note(...)``.
+"""
+
+
+class HypodaskError(Exception):
+    """Root of every error that hypodask raises on purpose."""
+
+
+class ScanError(HypodaskError, ValueError):
+    """This scan cannot be trusted; the cohort goes on without it."""
+
+
+class UnreadableScanError(ScanError):
+    """The path does not hold an image that can be read."""
+
+
+class MissingScanError(UnreadableScanError):
+    """There is no file at the path."""
+
+
+class TruncatedScanError(UnreadableScanError):
+    """The file ends before its voxels do."""
+
+
+class OversizeScanError(ScanError):
+    """The header promises more voxels than a head scan has."""
+
+
+class NotScalarError(ScanError):
+    """The image is not one number per voxel of one volume."""
+
+
+class GeometryError(ScanError):
+    """The voxels cannot be placed in the scanner."""
+
+
+class NoTransformError(GeometryError):
+    """Neither sform nor qform is set."""
+
+
+class BadTransformError(GeometryError):
+    """The affine is singular, sheared or not finite."""
+
+
+class VoxelSizeError(GeometryError):
+    """The voxel size is zero, negative or absurd."""
+
+
+class FieldOfViewError(GeometryError):
+    """The field of view is too small or too large to hold a head."""
+
+
+class IntensityError(ScanError):
+    """The voxel values cannot be those of a head scan."""
+
+
+class NonFiniteError(IntensityError):
+    """NaN or infinite voxels."""
+
+
+class ConstantImageError(IntensityError):
+    """All voxels have one value."""
+
+
+class AlignmentError(ScanError):
+    """No head was found, or its pose cannot be told."""
+
+
+class CohortError(HypodaskError, ValueError):
+    """The table of scans cannot be used; nothing was run."""
+
+
+class ModelError(HypodaskError, ValueError):
+    """A weights file is missing, damaged or of another kind."""
+
+
+class StoreError(HypodaskError, OSError):
+    """A store is incomplete, damaged or not one of ours."""
+
+
+class ResultsError(HypodaskError, ValueError):
+    """The results dataset lacks what an analysis needs."""
+
+
+class ClusterError(HypodaskError, RuntimeError):
+    """The cluster, not a scan, went wrong."""

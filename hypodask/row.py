@@ -1,0 +1,83 @@
+"""The row that one scan becomes in the results: what a worker returns, and nothing larger."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Status = Literal["done", "failed", "skipped"]
+Stage = Literal["plan", "read", "store", "align", "segment", "measure", "cluster"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Outcome of one scan: N scans in, N rows out.
+
+    ``row["status"]`` reads a field, ``row["icv"]`` the volume of a structure in mm3.
+
+    Examples
+    --------
+    >>> row = Row("sub-01", "done", volume_mm3={"icv": 1.5e6})
+    >>> row["icv"], row["status"]
+    (1500000.0, 'done')
+    """
+
+    scan: str
+    """Identifier, unique in the cohort: ``sub-01[_ses-1][_run-1]``."""
+    status: Status
+    """``done``, ``failed`` (see ``stage`` and ``reason``) or ``skipped`` (nobody asked for it)."""
+    stage: Stage | Literal[""] = ""
+    """Where it failed; empty when done."""
+    error: str = ""
+    """Class of the error, such as ``TruncatedScanError``; empty when done."""
+    reason: str = ""
+    """What was found, what was needed, what to do; empty when done."""
+    warnings: str = ""
+    """What a reader should know before trusting the volumes, sentences joined by a space."""
+    flagged: bool = False
+    """Whether the pose could not be trusted."""
+
+    volume_mm3: dict[str, float] = field(default_factory=dict)
+    """The volume to publish, by structure: ``soft_volume_mm3`` or, for a model whose posteriors are not
+    calibrated, ``label_volume_mm3``."""
+    soft_volume_mm3: dict[str, float] = field(default_factory=dict)
+    """Sum of posteriors times the volume of a voxel: partial volumes count in part."""
+    label_volume_mm3: dict[str, float] = field(default_factory=dict)
+    """Number of voxels that carry the label times the volume of a voxel."""
+    volume_low_mm3: dict[str, float] = field(default_factory=dict)
+    """Lower end of the 95 % interval; absent where the model card has no measured error."""
+    volume_high_mm3: dict[str, float] = field(default_factory=dict)
+    """Upper end of the 95 % interval."""
+
+    quality: float = float("nan")
+    """Mean posterior inside the hypothalamic outline, 0.5 (a guess) to 1 (certain)."""
+    alignment_score: float = float("nan")
+    """Local correlation of the aligned brain with the template, -1 to 1."""
+    acpc_distance_mm: float = float("nan")
+    """Distance of the commissures, mm; 26.6 +- 1.4 in adults."""
+
+    protocol: str = ""
+    """Label protocol of the hypothalamic volumes."""
+    model: str = ""
+    """Name and first 12 hex digits of the sha256 of each network's weights."""
+    version: str = ""
+    """Version of hypodask that made the row."""
+    store: str = ""
+    """Where the scan's own store lies, relative to the output."""
+    sha256: str = ""
+    """Digest of the input file."""
+    seconds: float = float("nan")
+    """Wall-clock time spent on this scan."""
+    host: str = ""
+    """Machine that processed it."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name, or the volume of a structure in mm3."""
+        if name in self.volume_mm3:
+            return self.volume_mm3[name]
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(f"{name!r} is neither a field of a row nor a structure it measured") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values only, for the journal."""
+        return asdict(self)

@@ -1,0 +1,65 @@
+"""Every variable of the results dataset: dimensions, type, unit and meaning, said once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dimensions = tuple[Literal["scan"]] | tuple[Literal["scan"], Literal["structure"]]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of the results dataset."""
+
+    name: str
+    dims: Dimensions
+    dtype: Literal["float64", "str", "bool"]
+    units: str
+    """``mm3``, ``mm``, ``s``; ``1`` for a ratio; empty for text."""
+    description: str
+
+
+def _per_structure(name: str, description: str) -> Variable:
+    return Variable(name, ("scan", "structure"), "float64", "mm3", description)
+
+
+def _text(name: str, description: str) -> Variable:
+    return Variable(name, ("scan",), "str", "", description)
+
+
+def _number(name: str, units: str, description: str) -> Variable:
+    return Variable(name, ("scan",), "float64", units, description)
+
+
+RESULTS = (
+    _per_structure("volume_mm3", "Volume to publish: soft where posteriors are calibrated, else by label count."),
+    _per_structure("soft_volume_mm3", "Sum of posteriors times voxel volume."),
+    _per_structure("label_volume_mm3", "Voxels that carry the label times voxel volume."),
+    _per_structure("volume_low_mm3", "Lower end of the 95 % interval of volume_mm3."),
+    _per_structure("volume_high_mm3", "Upper end of the 95 % interval of volume_mm3."),
+    _text("status", "done, failed or skipped."),
+    _text("stage", "Stage at which a failed scan failed."),
+    _text("error", "Class of the error of a failed scan."),
+    _text("reason", "What was found, what was needed, what to do."),
+    _text("warnings", "What to know before trusting the volumes."),
+    Variable("flagged", ("scan",), "bool", "", "Whether the pose could not be trusted."),
+    _number("quality", "1", "Mean posterior inside the hypothalamic outline, 0.5 to 1."),
+    _number("alignment_score", "1", "Local correlation of the aligned brain with the template, -1 to 1."),
+    _number("acpc_distance_mm", "mm", "Distance between the commissures; 26.6 +- 1.4 in adults."),
+    _text("protocol", "Label protocol of the hypothalamic volumes."),
+    _text("model", "Networks and the first digits of their sha256."),
+    _text("version", "Version of hypodask."),
+    _text("store", "Store of the scan, relative to the output."),
+    _text("sha256", "Digest of the input file."),
+    _number("seconds", "s", "Wall-clock time spent on the scan."),
+    _text("host", "Machine that processed the scan."),
+)
+"""What the pipeline measures, one entry per field of :class:`hypodask.row.Row` but ``scan``."""
+
+DERIVED = (
+    _per_structure("normalized_volume_mm3", "Volume / ICV * mean ICV of the reference group (Kassubek 2025, eq. 1)."),
+    Variable("outlier", ("scan", "structure"), "bool", "", "Outside [Q1 - 1.5 IQR, Q3 + 1.5 IQR] of its group."),
+    Variable("excluded", ("scan",), "bool", "", "Outlier in hypothalamic volume or ICV, or not done."),
+)
+"""What the analysis adds."""
+
+VARIABLES = {variable.name: variable for variable in (*RESULTS, *DERIVED)}
