@@ -1,1 +1,84 @@
-"""hypodask."""
+"""Hypothalamic and intracranial volumes of a whole study of T1-weighted head scans.
+
+The names below are all that a script needs; each is loaded when it is first used, so that
+``import hypodask`` costs next to nothing and the statistics run where JAX is not wanted::
+
+    cohort = hypodask.Cohort.from_bids("study")
+    results = hypodask.process(cohort, "study/derivatives/hypodask")
+    hypodask.stats.compare_groups(results, "volume_mm3", structure="hypothalamus")
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from hypodask.errors import HypodaskError
+
+if TYPE_CHECKING:
+    from hypodask import demo, phantom, report, stats
+    from hypodask.alignment import Alignment, align
+    from hypodask.cluster import process
+    from hypodask.cohort import Cohort
+    from hypodask.dataset import open_results, verify
+    from hypodask.grid import Grid
+    from hypodask.pipeline import process_scan
+    from hypodask.row import Row
+    from hypodask.scan import Scan, read_scan
+    from hypodask.segmentation import Segmentation, import_hypothalamus_seg, segment
+
+__all__ = [
+    "Alignment",
+    "Cohort",
+    "Grid",
+    "HypodaskError",
+    "Row",
+    "Scan",
+    "Segmentation",
+    "__version__",
+    "align",
+    "demo",
+    "import_hypothalamus_seg",
+    "open_results",
+    "phantom",
+    "process",
+    "process_scan",
+    "read_scan",
+    "report",
+    "segment",
+    "stats",
+    "verify",
+]
+
+__version__ = version("hypodask")
+
+_PARTS = frozenset({"demo", "phantom", "report", "stats"})
+_HOME = {
+    "Alignment": "alignment",
+    "Cohort": "cohort",
+    "Grid": "grid",
+    "Row": "row",
+    "Scan": "scan",
+    "Segmentation": "segmentation",
+    "align": "alignment",
+    "import_hypothalamus_seg": "segmentation",
+    "open_results": "dataset",
+    "process": "cluster",
+    "process_scan": "pipeline",
+    "read_scan": "scan",
+    "segment": "segmentation",
+    "verify": "dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"hypodask.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'hypodask' has no attribute {name!r}")
+    found = getattr(import_module(f"hypodask.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

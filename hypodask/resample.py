@@ -73,14 +73,17 @@ def resample(
 def low_pass(
     data: Float32[ndarray, "i j k"], grid: Grid, spacing_mm: float
 ) -> tuple[Float32[ndarray, "i2 j2 k2"], Grid]:
-    """Smooth and thin out every axis that is finer than ``spacing_mm``, by a whole number of voxels."""
+    """Smooth every axis that is finer than ``spacing_mm``, and thin it out by a whole number of voxels."""
     matrix = np.array(grid.space_from_vox)
     for axis, fine_mm in enumerate(grid.spacing_mm):
         ratio = spacing_mm / fine_mm
-        step = int(ratio + 1e-3)
-        if step < 2:
+        if ratio < 1 + 1e-3:
             continue
-        data = _thin(data, axis, step, FWHM_TO_SIGMA * np.sqrt(ratio**2 - 1))
+        step, sigma = int(ratio + 1e-3), FWHM_TO_SIGMA * np.sqrt(ratio**2 - 1)
+        if step == 1:
+            data = ndimage.gaussian_filter1d(data, sigma, axis, output=np.float32, mode="nearest")
+            continue
+        data = _thin(data, axis, step, sigma)
         matrix[:3, 3] += matrix[:3, axis] * (step - 1) / 2
         matrix[:3, axis] *= step
     return data, Grid(data.shape, matrix, grid.space)

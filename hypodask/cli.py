@@ -1,0 +1,112 @@
+"""The command line: ``hypodask demo | run | verify | report``.
+
+Every command calls one or two public names and prints what a person needs to know. Exit status: 0 when all is
+well, 1 when a scan is not done or a store has problems, 2 when nothing could be done.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hypodask
+from hypodask.errors import HypodaskError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FAILED, UNUSABLE = 1, 2
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Out = Annotated[str, typer.Argument(help="Folder or fsspec URL of the results.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one per core.")]
+
+
+def main() -> None:
+    """Entry point of the ``hypodask`` command."""
+    try:
+        app()
+    except HypodaskError as error:
+        typer.echo("\n".join([f"hypodask: {error}", *getattr(error, "__notes__", ())]), err=True)
+        sys.exit(UNUSABLE)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hypodask {hypodask.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hypothalamic and intracranial volumes of a whole study of T1-weighted head scans."""
+
+
+@app.command()
+def demo(
+    out: Out = "hypodask-demo",
+    scans: Annotated[int | None, typer.Option(min=3, help="Heads to simulate.")] = None,
+    workers: Workers = None,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated study.")] = 0,
+) -> None:
+    """Simulate a three-group study, process it and print the truth beside the estimate."""
+    raise typer.Exit(_account(hypodask.demo.run_demo(out, scans=scans, workers=workers, seed=seed)))
+
+
+@app.command()
+def run(
+    bids_dir: Annotated[str, typer.Argument(help="BIDS folder or URL with T1w scans.")],
+    out: Out,
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Only this participant, with or without 'sub-'; may be repeated.")
+    ] = None,
+    workers: Workers = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    model: Annotated[str | None, typer.Option(help="Weights of another hypothalamus network.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed scans again.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
+) -> None:
+    """Process the T1w scans of a BIDS folder; what is done already is not done again."""
+    cohort = hypodask.Cohort.from_bids(bids_dir, participant_labels=participant_label)
+    for note in cohort.notes:
+        typer.echo(note, err=True)
+    results = hypodask.process(cohort, out, client=scheduler, workers=workers, models=model, retry_failed=retry_failed)
+    if report:
+        typer.echo(f"report: {hypodask.report.write(results, out)}")
+    raise typer.Exit(_account(results))
+
+
+@app.command()
+def verify(out: Out) -> None:
+    """Check every store for missing or damaged parts."""
+    problems = hypodask.verify(out)
+    for problem in problems:
+        typer.echo(problem)
+    count = "no problems" if not problems else "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    typer.echo(f"{count} in {out}")
+    raise typer.Exit(FAILED if problems else 0)
+
+
+@app.command()
+def report(
+    out: Out,
+    reference: Annotated[str | None, typer.Option(help="Group that the others are compared with.")] = None,
+) -> None:
+    """Write the HTML report from the results alone."""
+    typer.echo(f"report: {hypodask.report.write_report(out, reference=reference)}")
+
+
+def _account(results: "xr.Dataset") -> int:
+    """Print what became of every scan; return the exit status."""
+    status = results["status"].to_numpy().astype(str)
+    counts = {name: int((status == name).sum()) for name in ("done", "failed", "skipped")}
+    for scan in results["scan"].to_numpy()[status == "failed"]:
+        one = results.sel(scan=scan)
+        typer.echo(f"{scan} failed at {one.stage.item()}: {one.reason.item()}")
+    typer.echo(f"{len(status)} scans: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return 0 if counts["done"] == len(status) else FAILED

@@ -1,0 +1,99 @@
+"""Identifiers: read from file names, built from parts, and refused where they are dangerous.
+
+An id becomes the name of a folder or of an object in a store, so what is unsafe in either is refused.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+MAX_LENGTH = 128
+"""Characters; file systems allow 255 bytes, and a suffix follows."""
+_FORBIDDEN = frozenset('/\\:*?"<>|#%[]{}')
+"""Separators, wildcards, and what Windows or URLs give a meaning of their own."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".zip", ".dcm")
+_ENTITY = re.compile(r"([a-z]+)-([^_-]+)")
+
+
+def file_stem(path: str) -> str:
+    """The last part of a path or URL without the suffix of an image.
+
+    >>> file_stem("s3://study/sub-01_T1w.nii.gz")
+    'sub-01_T1w'
+    """
+    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def scan_stem(path: str) -> str:
+    """The id that a file's name suggests: its stem without ``_T1w``.
+
+    >>> scan_stem("study/sub-01_ses-2_T1w.nii.gz"), scan_stem("colin27_ch2.nii")
+    ('sub-01_ses-2', 'colin27_ch2')
+    """
+    return file_stem(path).removesuffix("_T1w")
+
+
+def entities(path: str) -> dict[str, str]:
+    """BIDS entities in a file's name; empty unless it begins with ``sub-``.
+
+    >>> entities("sub-01_ses-2_run-1_T1w.nii.gz")
+    {'sub': '01', 'ses': '2', 'run': '1'}
+    >>> entities("visit-2_sub-01.nii")
+    {}
+    """
+    parts = [_ENTITY.fullmatch(part) for part in scan_stem(path).split("_")]
+    found = {match[1]: match[2] for match in parts if match}
+    return found if next(iter(found), "") == "sub" and parts[0] else {}
+
+
+def scan_id(participant_id: str, session: str, run: str) -> str:
+    """The id of a scan from its parts, of which session and run may be empty.
+
+    >>> scan_id("sub-01", "2", "")
+    'sub-01_ses-2'
+    """
+    return participant_id + (f"_ses-{session}" if session else "") + (f"_run-{run}" if run else "")
+
+
+def id_danger(name: str) -> str:
+    """Why a name must not become that of a folder; empty if it may.
+
+    >>> id_danger("sub-01"), id_danger("../sub-01")
+    ('', "it holds '/'")
+    """
+    if not name.strip():
+        return "it is empty"
+    bad = [character for character in name if character in _FORBIDDEN or not character.isprintable()]
+    if bad:
+        return f"it holds {bad[0]!r}"
+    if name.startswith(".") or ".." in name or name.endswith("."):
+        return "it begins or ends with a dot, or holds two in a row"
+    if name != name.strip():
+        return "it begins or ends with a space"
+    if len(name) > MAX_LENGTH or len(name.encode()) > 200:
+        return f"it has {len(name)} characters, of {MAX_LENGTH} allowed"
+    if _RESERVED.fullmatch(name):
+        return "Windows reserves this name"
+    return ""
+
+
+def repeated(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that a file system might take for the same: equal, or differing in case or Unicode form.
+
+    >>> repeated(["sub-a", "sub-A", "sub-b"])
+    [['sub-a', 'sub-A']]
+    """
+    names = list(names)
+    keys = [unicodedata.normalize("NFC", name).casefold() for name in names]
+    counts = Counter(keys)
+    groups: dict[str, list[str]] = {}
+    for key, name in zip(keys, names, strict=True):
+        if counts[key] > 1:
+            groups.setdefault(key, []).append(name)
+    return list(groups.values())

@@ -1,0 +1,52 @@
+"""Scaling of intensities before a network sees them; named, so that a model card can say which.
+
+Scanners give arbitrary units. Both scalings put white matter near 1 and cut what is brighter, so that fat
+and vessels do not set the scale.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Float32
+from numpy import ndarray
+
+WHITE_OVER_MEDIAN = 1.5
+"""White matter relative to the median of a head's voxels, roughly; measured on nothing, only a scale."""
+
+BRIGHTEST = 1.5
+"""Intensities are cut at this many times white matter."""
+
+
+def head_median(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Scale by the median of the voxels that belong to a head; for whole heads.
+
+    >>> head_median(np.full((2, 2, 2), 30.0) * [1, 2]).max().round(2)
+    np.float32(1.33)
+    """
+    sample = data.reshape(-1)[:: max(1, data.size // 500_000)]
+    above = sample[sample > sample.mean()]
+    if not above.size:
+        return np.zeros(data.shape, np.float32)
+    head = sample[sample > 0.3 * np.median(above)]
+    return _cut(data / (WHITE_OVER_MEDIAN * np.median(head)))
+
+
+def box_bright(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Scale by the 90th percentile of the positive voxels; for a box inside the brain, where that is white matter."""
+    return scale_by(data, data)
+
+
+def scale_by(data: Float[ndarray, "i j k"], box: Float[ndarray, "x y z"]) -> Float32[ndarray, "i j k"]:
+    """Scale one volume as ``box_bright`` scales another, such as a box inside it."""
+    positive = box[box > 0]
+    if not positive.size:
+        return np.zeros(data.shape, np.float32)
+    return _cut(data / np.percentile(positive, 90))
+
+
+def _cut(data: ndarray) -> Float32[ndarray, "i j k"]:
+    return np.clip(data, 0.0, BRIGHTEST).astype(np.float32)
+
+
+SCALINGS: dict[str, Callable[[ndarray], ndarray]] = {"head_median": head_median, "box_bright": box_bright}
+"""By the name that a model card gives."""

@@ -1,0 +1,320 @@
+"""A simulated study: three groups of heads in a BIDS folder, with a known effect."""
+
+import json
+import multiprocessing
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from isal import igzip
+from numpy.random import Generator
+
+from hypodask.errors import CohortError
+from hypodask.phantom.head import DEFAULT_OPTIONS, HeadOptions, simulate_head
+from hypodask.phantom.hypothalamus import SCALE_LIMITS
+from hypodask.phantom.imaging import nifti_image
+
+EFFECT_PERCENT = 12.0
+"""Atrophy of the patients' hypothalami. The paper found 4 %, which takes hundreds of scans to see; three times
+that shows in thirty."""
+
+SCALE_SD = 0.05
+"""SD between subjects of the hypothalamus relative to the head, before any effect."""
+
+SMALLEST_GROUP = 4
+"""Scans that every group of a study gets before the rest is shared out: three is the least a test can use."""
+
+ICV_MM3 = {"M": 1.56e6, "F": 1.43e6}
+ICV_SD_MM3 = 0.11e6
+"""Intracranial volume by sex; over both sexes the mean is 1.5 l and the SD 0.13 l."""
+
+BIDS_VERSION = "1.10.0"
+TRUTH_FOLDER = Path("derivatives", "phantom")
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Identifier of the simulated person."},
+    "group": {
+        "Description": "Diagnosis that was simulated.",
+        "Levels": {
+            "control": "No disease.",
+            "ALS": "Amyotrophic lateral sclerosis.",
+            "PLS": "Primary lateral sclerosis.",
+        },
+    },
+    "subgroup": {"Description": "Certainty of the diagnosis of PLS.", "Levels": {"probable": "", "definite": ""}},
+    "age": {"Description": "Age at the scan.", "Units": "year"},
+    "sex": {"Description": "Sex.", "Levels": {"M": "male", "F": "female"}},
+    "alsfrs_r": {"Description": "Revised ALS functional rating scale, 0 to 48."},
+    "disease_duration_years": {"Description": "Time since onset.", "Units": "year"},
+    "true_hypothalamus_mm3": {"Description": "Volume of the hypothalamus that was simulated.", "Units": "mm3"},
+    "true_icv_mm3": {"Description": "Intracranial volume that was simulated.", "Units": "mm3"},
+}
+"""Columns of participants.tsv, as its data dictionary."""
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One row of Table 1 of Kassubek et al. 2025."""
+
+    group: str
+    subgroup: str
+    men: int
+    women: int
+    age_years: tuple[float, float, float, float]
+    """Mean, SD, lowest, highest."""
+    alsfrs_r: tuple[float, float] | None = None
+    """Mean and SD."""
+    duration_years: tuple[float, float] | None = None
+    """Mean and SD."""
+
+
+TABLE_1 = (
+    Stratum("control", "", 53, 54, (61.4, 10.4, 38, 82)),
+    Stratum("ALS", "", 241, 170, (62.4, 11.6, 21, 93), (39, 8), (1.5, 1.4)),
+    Stratum("PLS", "probable", 17, 11, (59.9, 11.2, 39, 86), (42, 2), (1.6, 1.0)),
+    Stratum("PLS", "definite", 9, 9, (59.7, 10.1, 35, 74), (36, 8), (7.9, 5.9)),
+)
+
+GROUPS = ("control", "ALS", "PLS")
+
+
+@dataclass(frozen=True)
+class Person:
+    """A participant before any head is simulated: what the study's table says, and how to make the head."""
+
+    participant_id: str
+    covariates: dict[str, object]
+    seed: int
+    options: HeadOptions
+
+
+def simulate_cohort(
+    folder: str | Path,
+    n: int,
+    *,
+    seed: int = 0,
+    effect_percent: float = EFFECT_PERCENT,
+    options: HeadOptions = DEFAULT_OPTIONS,
+    workers: int = 1,
+) -> Path:
+    """Write a study of simulated heads as a BIDS folder.
+
+    Groups control, ALS and PLS get four scans each, as far as ``n`` allows, and share the rest in the
+    proportions of Kassubek et al. 2025 (107 : 411 : 46); covariates follow its Table 1. ICV depends on sex.
+    The hypothalamus varies between people by 5 % beside the size of the head, and is ``effect_percent``
+    smaller in both groups of patients, whatever their covariates.
+
+    Truth is in ``participants.tsv`` (``true_hypothalamus_mm3``, ``true_icv_mm3``) and, with the commissures,
+    in ``derivatives/phantom/truth.tsv``. Heads that the folder holds already are kept.
+
+    Parameters
+    ----------
+    folder
+        A new folder, or one that an earlier call with the same numbers made.
+    n
+        Number of scans, one per participant; at least 3.
+    seed
+        Names the study.
+    effect_percent
+        Atrophy of the patients; 0 for a study without effect.
+    options
+        Passed on to :func:`simulate_head`, but for head size and ``hypothalamus_scale``.
+    workers
+        Processes that simulate; a script that asks for more than one needs ``if __name__ == "__main__":``.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    CohortError
+        If ``n`` is too small or the folder holds other participants.
+    ModelError
+        If the template's hypothalamus is not installed.
+    """
+    folder = Path(folder)
+    people = draw_people(n, seed=seed, effect_percent=effect_percent, options=options)
+    _refuse_strangers(folder, people)
+    truths = list(_simulate_all(people, folder, workers))
+    _write_tables(folder, people, truths, effect_percent)
+    return folder
+
+
+def group_sizes(n: int) -> list[int]:
+    """How many of ``n`` scans each stratum of :data:`TABLE_1` gets.
+
+    >>> group_sizes(24)
+    [6, 13, 3, 2]
+
+    Raises
+    ------
+    CohortError
+        If there are fewer scans than groups.
+    """
+    if n < 3:
+        raise CohortError(f"{n} scans were asked for; a study of three groups needs at least 3")
+    sizes = np.array([stratum.men + stratum.women for stratum in TABLE_1])
+    control, als, *pls = sizes.tolist()
+    least = min(SMALLEST_GROUP, n // 3)
+    groups = least + _shared_out(n - 3 * least, np.array([control, als, sum(pls)]))
+    return [*groups[:2].tolist(), *_shared_out(int(groups[2]), np.array(pls)).tolist()]
+
+
+def _shared_out(n: int, shares: np.ndarray) -> np.ndarray:
+    """Whole numbers in these proportions that add up to ``n``: the largest remainders are rounded up."""
+    exact = n * shares / shares.sum()
+    whole = np.floor(exact).astype(int)
+    whole[np.argsort(whole - exact, kind="stable")[: n - whole.sum()]] += 1
+    return whole
+
+
+def draw_people(
+    n: int, *, seed: int = 0, effect_percent: float = EFFECT_PERCENT, options: HeadOptions = DEFAULT_OPTIONS
+) -> list[Person]:
+    """Participants of a simulated study, groups mixed."""
+    random = np.random.default_rng(seed)
+    strata = [stratum for stratum, size in zip(TABLE_1, group_sizes(n), strict=True) for _ in range(size)]
+    digits = max(3, len(str(n)))
+    return [
+        _draw_person(f"sub-{number:0{digits}d}", strata[place], random, effect_percent, options)
+        for number, place in enumerate(random.permutation(n).tolist(), start=1)
+    ]
+
+
+def _draw_person(
+    participant_id: str, stratum: Stratum, random: Generator, effect_percent: float, options: HeadOptions
+) -> Person:
+    sex = "M" if random.uniform() < stratum.men / (stratum.men + stratum.women) else "F"
+    mean, sd, low, high = stratum.age_years
+    covariates = {
+        "group": stratum.group,
+        "subgroup": stratum.subgroup or None,
+        "age": round(float(np.clip(random.normal(mean, sd), low, high)), 1),
+        "sex": sex,
+        **_draw_disease(stratum, random),
+    }
+    effect = effect_percent if stratum.group != "control" else 0.0
+    scale = float(np.clip((1 - effect / 100) * random.normal(1, SCALE_SD), *SCALE_LIMITS))
+    own = replace(options, icv_mean_mm3=ICV_MM3[sex], icv_sd_mm3=ICV_SD_MM3, hypothalamus_scale=scale)
+    return Person(participant_id, covariates, int(random.integers(2**31)), own)
+
+
+def _draw_disease(stratum: Stratum, random: Generator) -> dict[str, object]:
+    if stratum.alsfrs_r is None or stratum.duration_years is None:
+        return {"alsfrs_r": None, "disease_duration_years": None}
+    score = int(np.clip(round(random.normal(*stratum.alsfrs_r)), 0, 47))
+    mean, sd = stratum.duration_years
+    # Durations are skewed: a log-normal distribution of this mean and SD.
+    variance = np.log(1 + (sd / mean) ** 2)
+    years = float(random.lognormal(np.log(mean) - variance / 2, np.sqrt(variance)))
+    return {"alsfrs_r": score, "disease_duration_years": round(max(years, 0.1), 2)}
+
+
+def _refuse_strangers(folder: Path, people: list[Person]) -> None:
+    known = {person.participant_id for person in people}
+    strangers = sorted({path.name for path in folder.glob("sub-*")} - known)
+    if strangers:
+        raise CohortError(
+            f"{folder} already holds {len(strangers)} other participants, such as {strangers[0]}; "
+            "give an empty folder, or the number of scans it was made with"
+        )
+
+
+def _simulate_all(people: list[Person], folder: Path, workers: int) -> Iterable[dict[str, Any]]:
+    folders = [folder] * len(people)
+    if workers <= 1:
+        return map(write_head, people, folders)
+    # Spawned, not forked: JAX may be running in this process.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(write_head, people, folders))
+
+
+def write_head(person: Person, folder: Path) -> dict[str, Any]:
+    """Simulate one participant's scan into a BIDS folder, unless it is there; return the truth."""
+    name = person.participant_id
+    image_path = folder / name / "anat" / f"{name}_T1w.nii.gz"
+    truth_path = folder / TRUTH_FOLDER / name / f"{name}_desc-truth.json"
+    recipe = json.loads(json.dumps({"seed": person.seed, "hypodask": version("hypodask"), **asdict(person.options)}))
+    if image_path.exists() and truth_path.exists():
+        known: dict[str, Any] = json.loads(truth_path.read_text())
+        if known["recipe"] == recipe:
+            return known
+    scan, truth = simulate_head(person.seed, options=person.options)
+    _write(image_path, igzip.compress(nifti_image(scan.stored, scan.grid).to_bytes(), 1))
+    made = {
+        "ac_mm": truth.ac_mm.tolist(),
+        "pc_mm": truth.pc_mm.tolist(),
+        "acpc_from_scanner": truth.acpc_from_scanner.tolist(),
+        "volume_mm3": truth.volume_mm3,
+        "recipe": recipe,
+    }
+    _write(truth_path, _json(made))
+    return made
+
+
+def _write_tables(folder: Path, people: list[Person], truths: list[dict[str, Any]], effect_percent: float) -> None:
+    rows = [_participant(person, truth) for person, truth in zip(people, truths, strict=True)]
+    _write(folder / "participants.tsv", _tsv(pd.DataFrame(rows, columns=list(COLUMNS))))
+    _write(folder / "participants.json", _json({k: v for k, v in COLUMNS.items() if k != "participant_id"}))
+    _write(folder / "dataset_description.json", _json(_description("raw")))
+    _write(folder / "README", _readme(len(people), effect_percent).encode())
+    landmarks = [_landmarks(person, truth) for person, truth in zip(people, truths, strict=True)]
+    _write(folder / TRUTH_FOLDER / "truth.tsv", _tsv(pd.DataFrame(landmarks)))
+    _write(folder / TRUTH_FOLDER / "dataset_description.json", _json(_description("derivative")))
+
+
+def _participant(person: Person, truth: dict[str, Any]) -> dict[str, object]:
+    volumes = {f"true_{name}_mm3": round(truth["volume_mm3"][name], 2) for name in ("hypothalamus", "icv")}
+    return {"participant_id": person.participant_id, **person.covariates, **volumes}
+
+
+def _landmarks(person: Person, truth: dict[str, Any]) -> dict[str, object]:
+    places = {
+        f"{landmark}_{axis}_mm": round(value, 4)
+        for landmark in ("ac", "pc")
+        for axis, value in zip("xyz", truth[f"{landmark}_mm"], strict=True)
+    }
+    volumes = {f"{name}_mm3": round(value, 3) for name, value in truth["volume_mm3"].items()}
+    return {"participant_id": person.participant_id, **places, **volumes}
+
+
+def _description(kind: str) -> dict[str, Any]:
+    made_by = {"Name": "hypodask", "Version": version("hypodask"), "Description": "hypodask.phantom"}
+    return {
+        "Name": "Simulated heads" if kind == "raw" else "Truth of the simulated heads",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": kind,
+        "GeneratedBy": [made_by],
+    }
+
+
+def _readme(n: int, effect_percent: float) -> str:
+    return (
+        f"{n} simulated T1-weighted heads in three groups, made by hypodask.phantom from the MNI152 2009a template.\n"
+        f"No person was scanned. The hypothalami of the groups ALS and PLS are {effect_percent:g} % smaller.\n"
+        "The true volumes are in participants.tsv; commissures and sides in derivatives/phantom.\n"
+    )
+
+
+def _tsv(table: pd.DataFrame) -> bytes:
+    # A column of whole numbers with gaps would become one of fractions.
+    return table.convert_dtypes().to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n").encode()
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,332 @@
+"""How the shipped weights are made, from the data to the model card.
+
+::
+
+    python -m hypodask.recipes hypothalamus DATA WORK [--steps N] [--leave-out NAME ...]
+    python -m hypodask.recipes icv DATA WORK [--steps N]
+
+``DATA`` holds ``scans/`` and ``scans_stripped/`` (T1-weighted heads), ``models/`` (the published network's
+weights) and ``label_maps/`` (whole-head label maps in FreeSurfer's numbering). ``WORK`` receives what is
+computed on the way, one file a head, checkpoints, and the weights with their card. Run again, it goes on.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
+from numpy import ndarray
+from scipy.ndimage import gaussian_filter
+
+from hypodask.alignment import align
+from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, head_grid
+from hypodask.intensity import scale_by
+from hypodask.labels import HYPOTHALAMUS, ICV
+from hypodask.resample import resample
+from hypodask.scan import Scan, read_scan
+from hypodask.segmentation.augment import Variation
+from hypodask.segmentation.keras_import import import_hypothalamus_seg
+from hypodask.segmentation.losses import dice
+from hypodask.segmentation.predict import ShippedNetwork, input_grid
+from hypodask.segmentation.synth import T1_MEAN, TISSUES, image_of, tissue_means, tissue_shares
+from hypodask.segmentation.teacher import consensus
+from hypodask.segmentation.train import Head, Schedule, Task, train
+from hypodask.segmentation.unet import UNetConfig
+from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
+
+log = logging.getLogger(__name__)
+
+HYPOTHALAMUS_GEOMETRY = InputGeometry(
+    spacing_mm=(0.5, 0.5, 0.5),
+    shape=(96, 50, 96),
+    slices=5,
+    slice_axis=1,
+    intensity="box_bright",
+    slice_step=2,
+    centre_mm=(0.0, SLAB_CENTRE_MM[1], -6.0),
+)
+"""Every slice of the paper's slab, its middle 48 x 48 mm, 6 mm below the AC."""
+
+ICV_GEOMETRY = InputGeometry(
+    spacing_mm=(2.0, 2.0, 2.0),
+    shape=head_grid(2.0).shape,
+    slices=5,
+    slice_axis=1,
+    intensity="head_median",
+    centre_mm=tuple(head_grid(2.0).centre_mm.tolist()),
+)
+
+BLURS_MM = ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6), (1.27, 0.0, 0.0), (0.0, 1.27, 0.0), (0.0, 0.0, 1.27))
+"""Blurred versions of each head: none, a softer scanner, 3 mm slices along x, y or z."""
+
+BLUR_SHARES = (0.6, 0.2, 0.066, 0.067, 0.067)
+
+
+CORE = np.s_[16:-16, 15:-15, 16:-16]
+"""What the network sees of the hypothalamic training grid."""
+
+HYPOTHALAMUS_NETWORK = UNetConfig(in_channels=5, out_channels=3, widths=(16, 32, 64, 96))
+ICV_NETWORK = UNetConfig(in_channels=5, out_channels=2, widths=(12, 24, 48, 96))
+
+
+def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndarray]:
+    """Image versions and consensus of one real head on the training grid; kept in ``folder``."""
+    kept = folder / f"{path.name.split('.')[0]}.npz"
+    if not kept.exists():
+        scan = read_scan(path)
+        pose = align(scan).acpc_from_scanner
+        grid = hypothalamus_stored_grid()
+        outlines, volumes = consensus(scan, pose, import_hypothalamus_seg(weights), grid)
+        image = resample(scan.data, scan.grid, grid, onto_from_grid=pose, order=3)
+        np.savez_compressed(kept, image=image, truth=outlines.posteriors[1:].astype(np.float16), volumes=volumes)
+    return dict(np.load(kept))
+
+
+def hypothalamus_stored_grid() -> Grid:
+    """The training grid: what the network sees and 8 mm around it."""
+    return box_grid((128, 80, 128), HYPOTHALAMUS_GEOMETRY.spacing_mm, HYPOTHALAMUS_GEOMETRY.centre_mm)
+
+
+def hypothalamus_task(heads: list[dict[str, ndarray]]) -> Task:
+    """Real heads with the consensus of the published network."""
+    images = jnp.asarray(np.stack([_blurred(head["image"]) for head in heads]))
+    truths = jnp.asarray(np.stack([head["truth"] for head in heads]))
+
+    def make(key: PRNGKeyArray) -> Head:
+        of_head, of_blur = jax.random.split(key)
+        head = jax.random.randint(of_head, (), 0, len(images))
+        blur = jax.random.choice(of_blur, len(BLURS_MM), p=jnp.array(BLUR_SHARES))
+        return Head(images[head, blur].astype(jnp.float32), truths[head].astype(jnp.float32))
+
+    grid = input_grid(HYPOTHALAMUS_GEOMETRY)
+    return Task(make, hypothalamus_stored_grid(), grid, HYPOTHALAMUS_GEOMETRY, Variation(), lambda t: t[::-1])
+
+
+def _blurred(image: Float[ndarray, "i j k"]) -> ndarray:
+    """The versions of one head, each scaled as the network's own box would be."""
+    spacing = HYPOTHALAMUS_GEOMETRY.spacing_mm
+    versions = [gaussian_filter(image, np.divide(blur, spacing)) for blur in BLURS_MM]
+    return np.stack([scale_by(version, version[CORE]) for version in versions]).astype(np.float16)
+
+
+def icv_head(path: Path, folder: Path) -> tuple[ndarray, list[str]]:
+    """Tissue shares of one label map on the training grid, posed as hypodask poses a scan of it."""
+    kept = folder / f"{path.name.split('.')[0]}.npz"
+    if not kept.exists():
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).astype(np.int16)
+        grid = Grid(labels.shape, image.affine, "scanner")
+        pose = align(_t1w_of(labels, grid, str(path))).acpc_from_scanner
+        shares, names = tissue_shares(labels, grid, icv_stored_grid(), pose)
+        np.savez_compressed(kept, shares=shares, names=np.array(names), icv_mm3=_icv_mm3(labels, grid))
+    stored = np.load(kept)
+    return stored["shares"], stored["names"].tolist()
+
+
+def icv_stored_grid() -> Grid:
+    """The training grid: the head box and 12 mm around it."""
+    i, j, k = ICV_GEOMETRY.shape
+    return box_grid((i + 12, j + 12, k + 12), ICV_GEOMETRY.spacing_mm, ICV_GEOMETRY.centre_mm)
+
+
+def icv_task(maps: list[tuple[ndarray, list[str]]]) -> Task:
+    """Label maps imaged with random contrasts; every head has the tissues of all, most of them empty."""
+    names = sorted({name for _, own in maps for name in own})
+    means, inside = (jnp.asarray(a) for a in tissue_means(names))
+    shares = np.zeros((len(maps), len(names), *icv_stored_grid().shape), np.uint8)
+    for head, (own_shares, own) in enumerate(maps):
+        shares[head, [names.index(name) for name in own]] = own_shares
+    stored = jnp.asarray(shares)
+
+    def make(key: PRNGKeyArray) -> Head:
+        of_head, of_image = jax.random.split(key)
+        own = stored[jax.random.randint(of_head, (), 0, len(stored))].astype(jnp.float32) / 255
+        return Head(image_of(of_image, own, means, inside), jnp.tensordot(inside, own, axes=1)[None])
+
+    variation = Variation(
+        turn_deg=5, shift_mm=4, size=0.07, warp_mm=3, warp_spacing_mm=30, local_size=0, bias=0.25, noise=0.06
+    )
+    return Task(make, icv_stored_grid(), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, variation, lambda t: t)
+
+
+def _t1w_of(labels: ndarray, grid: Grid, source: str) -> Scan:
+    """A plain T1-weighted image of a label map, only good for finding its pose."""
+    numbers = np.unique(labels)
+    table = np.zeros(numbers.max() + 1, np.float32)
+    for number in numbers[numbers > 0]:
+        name = next((n for n, group in TISSUES.items() if number in group), str(number))
+        table[number] = T1_MEAN.get(name, 0.6) if number < 500 else 0.35
+    return Scan(table[labels] * 1000, grid, source=source)
+
+
+def _icv_mm3(labels: ndarray, grid: Grid) -> float:
+    return float(((labels > 0) & (labels < 500)).sum() * grid.voxel_volume_mm3)
+
+
+def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
+    """Learn the hypothalamus from the real heads in ``data``, but those whose names are in ``leave_out``.
+
+    With heads left out this measures: their overlap and volumes go to the log and to ``held-out.json``.
+    """
+    folder = _made(work / "hypothalamus")
+    weights = next((data / "models").glob("*.h5"))
+    paths = sorted([*(data / "scans").iterdir(), *(data / "scans_stripped").iterdir()])
+    heads = {path.name.split(".")[0]: hypothalamus_head(path, weights, folder) for path in paths}
+    kept = [head for name, head in heads.items() if name not in leave_out]
+    run = _made(work / f"hypothalamus-{'without-' + '-'.join(leave_out) if leave_out else 'all'}"[:120])
+    schedule = Schedule(steps=steps)
+    model = train(hypothalamus_task(kept), HYPOTHALAMUS_NETWORK, schedule, checkpoint=run / "checkpoint.safetensors")
+    card = _hypothalamus_card(len(kept), steps, _held_out(work, "hypothalamus"))
+    save_weights(run / "hypothalamus.safetensors", model, card)
+    network = ShippedNetwork(model, card, "")
+    figures = {name: _agreement(network, heads[name]) for name in leave_out}
+    _write_figures(run / "held-out.json", figures)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_figures(path: Path, figures: dict[str, dict[str, float]]) -> None:
+    path.write_text(json.dumps(figures, indent=1))
+    for name, figure in figures.items():
+        error = 100 * (figure["volume_mm3"] / figure["consensus_mm3"] - 1)
+        log.info("%s: Dice %.3f, volume %+.1f %%", name, figure["dice"], error)
+
+
+def _held_out(work: Path, network: str) -> dict[str, dict[str, float]]:
+    """Figures of every head that some run left out."""
+    files = sorted(work.glob(f"{network}-without-*/held-out.json"))
+    return {name: figure for file in files for name, figure in json.loads(file.read_text()).items()}
+
+
+def _metrics(figures: dict[str, dict[str, float]], measured_on: str) -> tuple[dict[str, float | str], float | None]:
+    """Summary of held-out figures for a model card, and the relative standard deviation of the volume."""
+    if len(figures) < 3:
+        return {}, None
+    ratios = np.array([f["volume_mm3"] / f["consensus_mm3"] for f in figures.values()])
+    overlaps = np.array([f["dice"] for f in figures.values()])
+    metrics: dict[str, float | str] = {
+        "dice_mean": round(float(overlaps.mean()), 4),
+        "dice_lowest": round(float(overlaps.min()), 4),
+        "volume_bias_percent": round(100 * float(ratios.mean() - 1), 2),
+        "volume_sd_percent": round(100 * float(ratios.std(ddof=1)), 2),
+        "measured_on": measured_on,
+    }
+    return metrics, float(np.sqrt(np.mean((ratios - 1) ** 2)))
+
+
+def _hypothalamus_card(heads: int, steps: int, figures: dict[str, dict[str, float]]) -> ModelCard:
+    measured_on = (
+        f"{len(figures)} real heads, each left out of the training of one of the folds, against the consensus of "
+        "the published network on them (pseudo-labels of another tool, not manual outlines); the shipped weights "
+        "are trained on all heads"
+    )
+    metrics, sd = _metrics(figures, measured_on)
+    return ModelCard(
+        name="hypothalamus",
+        task="hypothalamus",
+        protocol=HYPOTHALAMUS.protocol,
+        architecture=HYPOTHALAMUS_NETWORK,
+        geometry=HYPOTHALAMUS_GEOMETRY,
+        training_data=(
+            f"{heads} public T1-weighted heads of as many scanners, whole and skull-stripped, with the consensus of "
+            "24 runs of the published subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, "
+            f"local size, contrast, bias, noise and blur; {steps} steps"
+        ),
+        licence="BSD-3-Clause",
+        version="0.1.0",
+        metrics=metrics,
+        relative_volume_sd=sd,
+        changelog=("0.1.0: first version",),
+    )
+
+
+def _icv_card(heads: int, steps: int, figures: dict[str, dict[str, float]]) -> ModelCard:
+    measured_on = (
+        f"{len(figures)} synthetic images of label maps that were not trained on, at their known pose; no real scan "
+        "with a known intracranial volume was at hand"
+    )
+    metrics, sd = _metrics(figures, measured_on)
+    return ModelCard(
+        name="icv",
+        task="icv",
+        protocol=ICV.protocol,
+        architecture=ICV_NETWORK,
+        geometry=ICV_GEOMETRY,
+        training_data=(
+            f"{heads} whole-head label maps (FreeSurfer numbering with CSF and extracerebral tissue) imaged with "
+            f"random contrasts, poses, shapes, bias, noise and skull-stripping; {steps} steps"
+        ),
+        licence="BSD-3-Clause",
+        version="0.1.0",
+        metrics=metrics,
+        relative_volume_sd=sd,
+        changelog=("0.1.0: first version",),
+    )
+
+
+def _agreement(network: ShippedNetwork, head: dict[str, ndarray]) -> dict[str, float]:
+    """Overlap and volumes of one head against its consensus."""
+    posteriors = network.posteriors(scale_by(head["image"], head["image"][CORE])[CORE])[1:]
+    truth = head["truth"][(slice(None), *CORE)].astype(np.float32)
+    voxel_mm3 = float(np.prod(HYPOTHALAMUS_GEOMETRY.spacing_mm))
+    return {
+        "dice": dice(posteriors.sum(0) > 0.5, truth.sum(0) > 0.5),
+        "volume_mm3": float(posteriors.sum() * voxel_mm3),
+        "consensus_mm3": float(truth.sum() * voxel_mm3),
+    }
+
+
+def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
+    """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``."""
+    folder = _made(work / "icv")
+    paths = sorted((data / "label_maps").glob("*.nii.gz"))
+    maps = {path.name.split(".")[0]: icv_head(path, folder) for path in paths}
+    run = _made(work / "icv-all")
+    task = icv_task([own for name, own in maps.items() if name not in leave_out])
+    model = train(task, ICV_NETWORK, Schedule(steps=steps, heads=4, slices=4), checkpoint=run / "checkpoint.safetensors")
+    card = _icv_card(len(maps) - len(leave_out), steps, {})
+    figures = _icv_agreement(ShippedNetwork(model, card, ""), [maps[name] for name in leave_out])
+    _write_figures(run / "held-out.json", figures)
+    save_weights(run / "icv.safetensors", model, _icv_card(len(maps) - len(leave_out), steps, figures))
+
+
+def _icv_agreement(network: ShippedNetwork, maps: list[tuple[ndarray, list[str]]]) -> dict[str, dict[str, float]]:
+    """Volume and overlap of label maps that were not trained on, each imaged four times."""
+    task, figures = icv_task(maps), {}
+    core = np.s_[6:-6, 6:-6, 6:-6]
+    for number in range(4 * len(maps)):
+        head = task.make(jax.random.key(1000 + number))
+        posteriors = network.posteriors(np.clip(np.asarray(head.image)[core], 0, 1.5))
+        truth = np.asarray(head.truth[0])[core]
+        figures[f"image {number}"] = {
+            "dice": dice(posteriors[1] > 0.5, truth > 0.5),
+            "volume_mm3": float(posteriors[1].sum() * 8),
+            "consensus_mm3": float(truth.sum() * 8),
+        }
+    return figures
+
+
+def main() -> None:
+    """Run one recipe from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=["hypothalamus", "icv"])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--leave-out", nargs="*", default=())
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    recipe = train_hypothalamus if options.network == "hypothalamus" else train_icv
+    recipe(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out))
+
+
+if __name__ == "__main__":
+    main()

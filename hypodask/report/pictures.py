@@ -1,0 +1,138 @@
+"""What the figures of one scan draw, read from its store."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.grid import Grid, transform_points
+from hypodask.report.slices import Extent, Plane, PlaneName, Slices
+from hypodask.store import read_label_map, read_record, read_stored_scan
+
+SLICES = 6
+"""Coronal slices of a scan: enough to see front, middle and back of a structure 10 to 15 mm long."""
+
+FIELD_MM = (-32.0, 32.0)
+"""The slab of the paper is 64 mm wide and high."""
+
+HEAD_MM = ((-88.0, 88.0), (-120.0, 88.0), (-80.0, 96.0))
+"""Part of the head that the planes show, along x, y and z."""
+
+PLANE_CUTS: tuple[tuple[PlaneName, int, float], ...] = (("axial", 2, 10.0), ("coronal", 1, -20.0), ("sagittal", 0, 3.0))
+"""Planes of the overview: name, axis that is cut, and where. Beside the falx, through both lateral ventricles."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Everything to see of one scan; empty where it was not stored."""
+
+    slices: Slices | None = None
+    planes: tuple[Plane, ...] = ()
+
+
+def read_pictures(url: str) -> Pictures:
+    """Read the slices and planes of one scan from its store.
+
+    Parameters
+    ----------
+    url
+        Store of the scan, with its voxels, the label maps ``hypothalamus_slab`` and ``icv_scan`` and the record
+        ``alignment``.
+
+    Raises
+    ------
+    StoreError
+        If one of them is missing or damaged.
+    """
+    scan = read_stored_scan(url)
+    acpc_from_scanner = np.array(read_record(url, "alignment")["acpc_from_scanner"], dtype=np.float64)
+    head = scan.grid.moved(acpc_from_scanner, "acpc")
+    label_map, slab = read_label_map(url, "hypothalamus_slab")
+    cavity, cavity_grid = read_label_map(url, "icv_scan")
+    return Pictures(
+        slices=cut_slices(scan.stored, head, label_map, slab),
+        planes=cut_planes(scan.stored, head, cavity, cavity_grid.moved(acpc_from_scanner, "acpc")),
+    )
+
+
+def cut_slices(
+    image: Shaped[ndarray, "i j k"], head: Grid, label_map: UInt8[ndarray, "x y z"], slab: Grid, n: int = SLICES
+) -> Slices:
+    """Take coronal slices through the labelled part of a slab, and the image at the same places.
+
+    Parameters
+    ----------
+    image
+        Voxels of the scan on ``head``.
+    head
+        Grid of the scan, in AC-PC space.
+    label_map
+        On ``slab``, whose axes are those of AC-PC space.
+    slab
+        Grid of the label map.
+    n
+        Number of slices, evenly from front to back.
+    """
+    occupied = np.flatnonzero(label_map.any(axis=(0, 2)))
+    first, last = (occupied[0], occupied[-1]) if len(occupied) else (0, label_map.shape[1] - 1)
+    # The very first and last labelled slices are slivers; the ends are taken a little inside.
+    chosen = np.round(np.linspace(last, first, n + 2)[1:-1]).astype(int)
+    y_mm = transform_points(slab.space_from_vox, np.stack([0 * chosen, chosen, 0 * chosen], axis=1))[:, 1]
+    pixels = _pixel_centres(FIELD_MM, 0.25)
+    image_slices = [_sample(image, head, (pixels, np.array([y]), pixels))[:, 0] for y in y_mm]
+    return Slices(
+        image=np.stack(image_slices),
+        label_map=label_map[:, chosen].transpose(1, 0, 2),
+        y_mm=y_mm,
+        image_extent_mm=(*FIELD_MM, *FIELD_MM),
+        label_extent_mm=_edges(slab),
+    )
+
+
+def cut_planes(
+    image: Shaped[ndarray, "i j k"], head: Grid, cavity: UInt8[ndarray, "a b c"], cavity_grid: Grid
+) -> tuple[Plane, ...]:
+    """Cut an axial, a coronal and a sagittal plane through a head and its cavity, each on its grid in AC-PC space."""
+    planes = []
+    for name, axis, at_mm in PLANE_CUTS:
+        places = [_pixel_centres(edges, 1.0) for edges in HEAD_MM]
+        places[axis] = np.array([at_mm])
+        cut = (places[0], places[1], places[2])
+        across, up = (edges for other, edges in enumerate(HEAD_MM) if other != axis)
+        planes.append(
+            Plane(
+                name=name,
+                at_mm=at_mm,
+                image=_sample(image, head, cut).squeeze(axis),
+                mask=_sample(cavity, cavity_grid, cut, order=0).squeeze(axis),
+                extent_mm=(*across, *up),
+            )
+        )
+    return tuple(planes)
+
+
+def _pixel_centres(edges: tuple[float, float], pixel_mm: float) -> Float[ndarray, " n"]:
+    return np.arange(edges[0] + pixel_mm / 2, edges[1], pixel_mm)
+
+
+def _sample(
+    volume: Shaped[ndarray, "i j k"],
+    grid: Grid,
+    places_mm: tuple[Float[ndarray, " x"], Float[ndarray, " y"], Float[ndarray, " z"]],
+    order: Literal[0, 1] = 1,
+) -> Shaped[ndarray, "x y z"]:
+    """Values at the crossings of three axes in the grid's space, 0 outside."""
+    points = np.stack(np.meshgrid(*places_mm, indexing="ij"), axis=-1)
+    index = transform_points(np.linalg.inv(grid.space_from_vox), points)
+    output = np.dtype(np.float32) if order else volume.dtype
+    sampled: ndarray = ndimage.map_coordinates(volume, np.moveaxis(index, -1, 0), output=output, order=order)
+    return sampled
+
+
+def _edges(slab: Grid) -> Extent:
+    corner = transform_points(slab.space_from_vox, np.array([-0.5, -0.5, -0.5]))
+    opposite = transform_points(slab.space_from_vox, np.array(slab.shape) - 0.5)
+    return (float(corner[0]), float(opposite[0]), float(corner[2]), float(opposite[2]))

@@ -1,0 +1,254 @@
+"""Tables of the statistics as text for people: units in the heading, as many digits as mean something."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from hypodask.report.figures import format_p
+from hypodask.stats.samples import group_labels, values_of
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _number(value: float, digits: int = 0) -> str:
+    """Thousands apart, and a minus that is no hyphen.
+
+    >>> _number(-1234.5, 1)
+    '−1 234.5'
+    """
+    return f"{value:,.{digits}f}".replace(",", " ").replace("-", "−") if np.isfinite(value) else ABSENT
+
+
+def _mean_sd(mean: float, sd: float, digits: int = 0) -> str:
+    if not np.isfinite(mean):
+        return ABSENT
+    return f"{_number(mean, digits)} ± {_number(sd, digits)}" if np.isfinite(sd) else _number(mean, digits)
+
+
+def _interval(low: float, high: float, digits: int = 0) -> str:
+    return f"{_number(low, digits)} to {_number(high, digits)}" if np.isfinite([low, high]).all() else ABSENT
+
+
+def _estimate(value: float, low: float, high: float, digits: int) -> str:
+    interval = f" ({_interval(low, high, digits)})" if np.isfinite([low, high]).all() else ""
+    return _number(value, digits) + interval
+
+
+def _p(value: float) -> str:
+    return format_p(value).removeprefix("p ").removeprefix("= ") or ABSENT
+
+
+def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]]) -> Table:
+    """One cell per heading and row, each made from the row."""
+    rows = [tuple(cell(row) for cell in columns.values()) for row in _rows(frame)]
+    return Table(tuple(columns), tuple(rows))
+
+
+def _rows(frame: pd.DataFrame) -> Iterable[Any]:
+    """Rows whose columns are attributes."""
+    return frame.itertuples(index=False)
+
+
+def volume_table(summaries: pd.DataFrame) -> Table:
+    """Volumes of the groups: one row per group, mean and SD of each variable and structure."""
+    columns: dict[str, dict[str, str]] = {"Group": {}, "Scans": {}}
+    for row in _rows(summaries):
+        columns["Group"][row.group] = row.group
+        columns["Scans"][row.group] = str(row.n)
+        # ICV in ml: seven digits of mm3 cannot be compared by eye.
+        scale, unit, digits = (1000, "ml", 0) if row.structure == "icv" else (1, "mm³", 0)
+        structure = "ICV" if row.structure == "icv" else row.structure.replace("_", " ").capitalize()
+        kind = ", ICV-normalized" if row.variable.startswith("normalized") else ""
+        heading = f"{structure}{kind} ({unit}), mean ± SD"
+        columns.setdefault(heading, {})[row.group] = _mean_sd(row.mean / scale, row.sd / scale, digits)
+    rows = [tuple(cells[group] for cells in columns.values()) for group in columns["Group"]]
+    return Table(tuple(columns), tuple(rows))
+
+
+def comparison_table(comparisons: pd.DataFrame) -> Table:
+    """Group against group: difference, effect size and tests."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
+        "n": lambda r: f"{r.n_a}, {r.n_b}",
+        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
+        "%": lambda r: _number(r.percent, 2),
+        "Hedges' g (95 % CI)": lambda r: _estimate(r.hedges_g, r.hedges_g_low, r.hedges_g_high, 2),
+        "Test": lambda r: r.test,
+        "p, Holm": lambda r: _p(r.p_holm),
+        "t (df)": lambda r: f"{_number(r.t, 3)} ({_number(r.df)})" if np.isfinite(r.t) else ABSENT,
+        "p, Student": lambda r: _p(r.p),
+        "p, Welch": lambda r: _p(r.p_welch),
+        "p, Mann–Whitney": lambda r: _p(r.p_mannwhitney),
+        "p, Shapiro–Wilk": lambda r: f"{_p(r.p_shapiro_a)}; {_p(r.p_shapiro_b)}",
+        "Note": lambda r: r.reason,
+    }
+    if "group" in comparisons:
+        columns = {"Within": lambda r: r.group, **columns}
+    return _without_empty(_table(comparisons, columns))
+
+
+def _without_empty(table: Table) -> Table:
+    """Leave out the columns that say nothing in any row."""
+    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
+    return Table(tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
+
+
+def association_table(associations: pd.DataFrame) -> Table:
+    """Correlation of the volume with each covariate."""
+    return _without_empty(
+        _table(
+            associations,
+            {
+                "Covariate": lambda r: r.covariate.replace("_", " "),
+                "Scans of": lambda r: r.group,
+                "n": lambda r: str(r.n),
+                "Pearson r (95 % CI)": lambda r: _estimate(r.r, r.r_low, r.r_high, 2),
+                "p, Pearson": lambda r: _p(r.p),
+                "Spearman ρ": lambda r: _number(r.rho, 2),
+                "p, Spearman": lambda r: _p(r.p_spearman),
+                "Test": lambda r: r.test,
+                "Note": lambda r: r.reason,
+            },
+        )
+    )
+
+
+def exclusion_table(exclusions: pd.DataFrame) -> Table:
+    """The outliers and the fences they crossed."""
+
+    def volume(row: Any, value: float) -> str:
+        return f"{_number(value / 1000)} ml" if row.structure == "icv" else f"{_number(value)} mm³"
+
+    columns: dict[str, Callable[[Any], str]] = {
+        "Scan": lambda r: str(r.scan),
+        "Group": lambda r: r.group,
+        "Structure": lambda r: r.structure.replace("_", " "),
+        "Volume": lambda r: volume(r, r.volume),
+        "Fences of the group": lambda r: f"{volume(r, r.low)} to {volume(r, r.high)}",
+    }
+    return _table(exclusions, columns)
+
+
+def exclusion_count_table(counts: pd.DataFrame) -> Table:
+    """How many scans of each group were recruited, done and excluded."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "Group": lambda r: r.group,
+        "Scans": lambda r: str(r.scans),
+        "Done": lambda r: str(r.done),
+        "Excluded": lambda r: str(r.excluded),
+        "% of done": lambda r: _number(r.percent, 1),
+    }
+    return _table(counts, columns)
+
+
+TABLE_1 = {
+    "sex": "Sex (m/f)",
+    "age": "Age (years): mean ± SD; median (range)",
+    "progression_per_year": "Slope* (1/year)",
+    "alsfrs_r": "ALSFRS-R",
+    "disease_duration_years": "Disease duration (years)",
+}
+
+
+def demographics_table(demographics: pd.DataFrame) -> Table:
+    """Table 1: a row per group and subgroup, a column per characteristic, the p of the tests below."""
+    present = [name for name in TABLE_1 if (demographics["characteristic"] == name).any()]
+    strata = _rows(demographics[["group", "subgroup", "scans"]].drop_duplicates())
+    named = zip(demographics["characteristic"], demographics["group"], demographics["subgroup"], strict=True)
+    indexed = dict(zip(named, _rows(demographics), strict=True))
+    rows = []
+    for group, subgroup, scans in strata:
+        name = f"{group}: {subgroup}" if subgroup else group
+        cells = [
+            _characteristic(characteristic, indexed[characteristic, group, subgroup]) for characteristic in present
+        ]
+        rows.append((f"{name} (N = {scans})", *cells))
+    tests = {row.characteristic: row for row in _rows(demographics)}
+    rows.append(("p", *(_tested(tests[name]) for name in present)))
+    return Table(("Group", *(TABLE_1[name] for name in present)), tuple(rows))
+
+
+def _characteristic(name: str, row: Any) -> str:
+    if not row.n:
+        return ABSENT
+    if name == "sex":
+        return f"{row.male:.0f} / {row.female:.0f}"
+    text = _mean_sd(row.mean, row.sd, 1)
+    return f"{text}; {row.median:.0f} ({row.low:.0f}–{row.high:.0f})" if name == "age" else text
+
+
+def _tested(row: Any) -> str:
+    return f"{_p(row.p)} ({row.test})" if pd.notna(row.p) else ABSENT
+
+
+def failure_table(ds: xr.Dataset) -> Table:
+    """Every scan that failed, with stage, error and reason."""
+    failed = ds.isel(scan=ds["status"].to_numpy().astype(str) == "failed")
+    columns = [failed[name].to_numpy().astype(str) for name in ("scan", "stage", "error", "reason")]
+    return Table(("Scan", "Stage", "Error", "Reason"), tuple(zip(*columns, strict=True)))
+
+
+def failure_count_table(ds: xr.Dataset) -> Table:
+    """How many scans failed with each error."""
+    failed = ds.isel(scan=ds["status"].to_numpy().astype(str) == "failed")
+    kinds = pd.DataFrame({name: failed[name].to_numpy().astype(str) for name in ("stage", "error")})
+    counts = kinds.value_counts().reset_index(name="scans").sort_values(["scans", "error"], ascending=[False, True])
+    return Table(("Stage", "Error", "Scans"), tuple((r.stage, r.error, str(r.scans)) for r in _rows(counts)))
+
+
+def scan_table(ds: xr.Dataset, by: str | None) -> Table:
+    """One row per scan: what became of it, its volumes, and what to mind."""
+    whole, low, high, normalized = (
+        _volumes(ds, name, "hypothalamus")
+        for name in ("volume_mm3", "volume_low_mm3", "volume_high_mm3", "normalized_volume_mm3")
+    )
+    columns = {
+        "Scan": ds["scan"].to_numpy().astype(str).tolist(),
+        "Group": [label or ABSENT for label in group_labels(ds, by)],
+        "Status": ds["status"].to_numpy().astype(str).tolist(),
+        "Hypothalamus (mm³)": [_number(v) for v in whole],
+        "95 % interval": [_interval(*ends) for ends in zip(low, high, strict=True)],
+        "ICV (ml)": [_number(v / 1000) for v in _volumes(ds, "volume_mm3", "icv")],
+        "ICV-normalized (mm³)": [_number(v) for v in normalized],
+        "Quality": [_number(v, 2) for v in _volumes(ds, "quality", None)],
+        "Notes": ["; ".join(notes) for notes in scan_notes(ds)],
+    }
+    if by is None:
+        del columns["Group"]
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _volumes(ds: xr.Dataset, variable: str, structure: str | None) -> list[float]:
+    """One number per scan, all NaN where the dataset has no such variable or structure."""
+    if variable not in ds.variables or (structure and structure not in ds["structure"].to_numpy()):
+        return [float("nan")] * ds.sizes["scan"]
+    numbers: list[float] = values_of(ds, variable, structure).tolist()
+    return numbers
+
+
+def scan_notes(ds: xr.Dataset) -> list[list[str]]:
+    """What a reader should know before trusting the volumes of each scan."""
+    notes: list[list[str]] = [[] for _ in range(ds.sizes["scan"])]
+    if "flagged" in ds:
+        for i in np.flatnonzero(ds["flagged"].to_numpy().astype(bool)):
+            notes[i].append("pose flagged")
+    if "excluded" in ds:
+        for structure in ds["excluded"].attrs.get("structures", ()):
+            for i in np.flatnonzero(ds["outlier"].sel(structure=structure).to_numpy().astype(bool)):
+                notes[i].append(f"excluded: outlier in {structure.replace('_', ' ')}")
+    if "warnings" in ds:
+        for own, text in zip(notes, ds["warnings"].to_numpy().astype(str), strict=True):
+            own.extend([text] if text else [])
+    return notes

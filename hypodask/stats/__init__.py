@@ -1,0 +1,41 @@
+"""Group statistics on the results dataset: xarray, pandas and scipy only.
+
+Functions that add variables take and return an ``xr.Dataset``, so ``ds.pipe(stats.find_outliers)`` works.
+Functions that test return a tidy table with one row per comparison.
+
+====================  =====================================================================
+module                what is decided there
+====================  =====================================================================
+``samples``           which scans enter an analysis, and in which group each one is
+``outliers``          the IQR rule per group, and who is excluded and why
+``icv``               adjustment of a volume to the size of the head
+``groups``            two groups against each other: differences, intervals, tests
+``associations``      a volume against age, disease duration and other covariates
+``demographics``      who was scanned: Table 1
+``published``         all of it in the order of the paper, in one call
+====================  =====================================================================
+"""
+
+from hypodask.stats.associations import correlate
+from hypodask.stats.demographics import add_progression_slope, demographics
+from hypodask.stats.groups import compare_groups, compare_summaries
+from hypodask.stats.icv import normalize_icv
+from hypodask.stats.outliers import exclude, find_outliers, iqr_fences, list_exclusions
+from hypodask.stats.published import PaperResult, paper
+from hypodask.stats.samples import summarize_groups
+
+__all__ = [
+    "PaperResult",
+    "add_progression_slope",
+    "compare_groups",
+    "compare_summaries",
+    "correlate",
+    "demographics",
+    "exclude",
+    "find_outliers",
+    "iqr_fences",
+    "list_exclusions",
+    "normalize_icv",
+    "paper",
+    "summarize_groups",
+]

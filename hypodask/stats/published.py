@@ -1,0 +1,162 @@
+"""The analysis of Kassubek et al. 2025 in its own order, in one call."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import xarray as xr
+
+from hypodask.stats.associations import correlate
+from hypodask.stats.demographics import add_progression_slope, demographics, sexes
+from hypodask.stats.groups import compare_groups
+from hypodask.stats.icv import normalize_icv
+from hypodask.stats.outliers import PAPER_STRUCTURES, find_outliers, list_exclusions
+from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, summarize_groups
+
+VARIABLE = "normalized_volume_mm3"
+
+CLINICAL = ("disease_duration_years", "progression_per_year")
+"""What the paper correlates the volumes of its patients with."""
+
+
+@dataclass(frozen=True, eq=False)
+class PaperResult:
+    """The tables of the paper; see the function that makes each for its columns."""
+
+    dataset: xr.Dataset
+    """The results with ``outlier``, ``excluded`` and ``normalized_volume_mm3``."""
+    demographics: pd.DataFrame
+    """Table 1, of every scan of the cohort."""
+    exclusions: pd.DataFrame
+    """The scans left out as outliers, with the fences they crossed."""
+    exclusion_counts: pd.DataFrame
+    """``group, scans, done, excluded, percent`` of the done ones."""
+    summaries: pd.DataFrame
+    """Volumes of each group after exclusions: rows for ``volume_mm3`` and ``normalized_volume_mm3``."""
+    comparisons: pd.DataFrame
+    """Normalised volumes, group against group, without the outliers."""
+    comparisons_with_outliers: pd.DataFrame
+    """The same with nobody excluded."""
+    subgroup_comparisons: pd.DataFrame
+    """Within each group that has subgroups, with the column ``group``; empty without any."""
+    associations: pd.DataFrame
+    """Normalised volumes with age (over all scans and in each group), disease duration and progression."""
+    sex_comparisons: pd.DataFrame
+    """Normalised volumes of men and women, over all scans; empty where nobody's sex is known."""
+
+
+def paper(
+    ds: xr.Dataset,
+    *,
+    reference: str | None = "control",
+    by: str | None = "group",
+    structure: str = "hypothalamus",
+    subgroup: str = "subgroup",
+) -> PaperResult:
+    """Outliers, normalisation, group and subgroup tests, Table 1 and associations as the paper does them.
+
+    Parameters
+    ----------
+    ds
+        Results of a cohort.
+    reference
+        The group whose mean ICV is the common head size and against which the others are compared; None for the mean
+        over all scans and no order among the groups.
+    by
+        Coordinate that holds the group; None where there are no groups: nothing is compared then.
+    structure
+        The structure that is compared.
+    subgroup
+        Coordinate that divides some groups further; may be absent.
+
+    Raises
+    ------
+    ResultsError
+        If the group column or the reference group is not there, or no reference scan has an ICV.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> volumes = np.stack([rng.normal(800, 70, 40), rng.normal(1.5e6, 1e5, 40)], axis=1)
+    >>> ds = xr.Dataset(
+    ...     {"volume_mm3": (("scan", "structure"), volumes)},
+    ...     coords={"structure": ["hypothalamus", "icv"], "group": ("scan", ["PLS", "control"] * 20)},
+    ... )
+    >>> paper(ds).comparisons[["group_a", "group_b"]].values.tolist()
+    [['PLS', 'control']]
+    """
+    deciding = tuple(dict.fromkeys((structure, *PAPER_STRUCTURES[1:])))
+    ds = ds.pipe(add_progression_slope).pipe(find_outliers, by=by, structures=deciding)
+    ds = ds.pipe(normalize_icv, reference=reference, by=by or "group")
+    return PaperResult(
+        dataset=ds,
+        demographics=_reference_first(demographics(ds, by=by, subgroup=subgroup), reference),
+        exclusions=list_exclusions(ds, by=by),
+        exclusion_counts=_reference_first(count_exclusions(ds, by=by), reference),
+        summaries=_reference_first(_summaries(ds, structure, by), reference),
+        comparisons=_compare(ds, structure, by, reference),
+        comparisons_with_outliers=_compare(ds.drop_vars("excluded"), structure, by, reference),
+        subgroup_comparisons=_compare_subgroups(ds, structure, by, subgroup),
+        associations=_associate(ds, structure, by),
+        sex_comparisons=_compare_sexes(ds, structure),
+    )
+
+
+def count_exclusions(ds: xr.Dataset, *, by: str | None = "group") -> pd.DataFrame:
+    """How many scans of each group were done and then excluded: ``group, scans, done, excluded, percent``."""
+    done, outliers = done_scans(ds), done_scans(ds) & excluded_scans(ds)
+    counted = pd.DataFrame({"group": group_labels(ds, by), "scans": 1, "done": done, "excluded": outliers})
+    table = counted[counted["group"] != ""].groupby("group", as_index=False).sum()
+    return table.assign(percent=100 * table["excluded"] / table["done"].where(table["done"] > 0))
+
+
+def _reference_first(table: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """Put the rows of the reference group in front, whatever they measure."""
+    first = table["group"] == reference
+    return pd.concat([table[first], table[~first]], ignore_index=True) if first.any() else table
+
+
+def _summaries(ds: xr.Dataset, structure: str, by: str | None) -> pd.DataFrame:
+    wanted = [("volume_mm3", structure), ("volume_mm3", "icv"), (VARIABLE, structure)]
+    tables = []
+    for variable, part in wanted:
+        table = summarize_groups(ds, variable, structure=part, by=by)
+        table.insert(0, "structure", part)
+        table.insert(0, "variable", variable)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _compare(ds: xr.Dataset, structure: str, by: str | None, reference: str | None) -> pd.DataFrame:
+    if by is None:
+        return pd.DataFrame()
+    return compare_groups(ds, VARIABLE, structure=structure, by=by, reference=reference)
+
+
+def _compare_subgroups(ds: xr.Dataset, structure: str, by: str | None, subgroup: str) -> pd.DataFrame:
+    if subgroup not in ds.variables:
+        return pd.DataFrame()
+    labels = group_labels(ds, by)
+    tables = []
+    for name in group_names(labels):
+        table = compare_groups(ds.isel(scan=labels == name), VARIABLE, structure=structure, by=subgroup)
+        table.insert(0, "group", name)
+        tables.append(table)
+    return pd.concat([table for table in tables if len(table)] or [pd.DataFrame()], ignore_index=True)
+
+
+def _associate(ds: xr.Dataset, structure: str, by: str | None) -> pd.DataFrame:
+    tables = []
+    if "age" in ds.variables:
+        tables.append(correlate(ds, VARIABLE, "age", structure=structure))
+    for covariate in ("age", *CLINICAL):
+        if by is not None and covariate in ds.variables:
+            within = correlate(ds, VARIABLE, covariate, structure=structure, by=by)
+            tables.append(within[within["n"] > 0])
+    return pd.concat([table for table in tables if len(table)] or [pd.DataFrame()], ignore_index=True)
+
+
+def _compare_sexes(ds: xr.Dataset, structure: str) -> pd.DataFrame:
+    if "sex" not in ds.variables:
+        return pd.DataFrame()
+    return compare_groups(ds.assign_coords(sex=("scan", sexes(ds))), VARIABLE, structure=structure, by="sex")

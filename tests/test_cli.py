@@ -1,0 +1,195 @@
+"""The command line: what it passes on, what it prints, and the status it ends with."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import hypodask
+from hypodask import cli
+from hypodask.dataset import assemble, finalise, save_cohort
+from hypodask.errors import CohortError
+from hypodask.row import Row
+
+DONE = Row("sub-01", "done", volume_mm3={"hypothalamus": 850.0, "icv": 1.5e6}, store="scans/sub-01.nii.zarr")
+REFUSED = Row("sub-02", "failed", stage="read", error="NonFiniteError", reason="7 voxels are NaN; use the scan before")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A BIDS folder of two scans; nothing here looks inside the files."""
+    for participant in ("sub-01", "sub-02"):
+        scan = tmp_path / "bids" / participant / "anat" / f"{participant}_T1w.nii.gz"
+        scan.parent.mkdir(parents=True)
+        scan.write_bytes(b"not looked at")
+    return tmp_path / "bids"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces the cluster: every scan gets the row it has in ``rows``; records what was asked for."""
+    seen: dict[str, Any] = {"rows": [DONE, REFUSED]}
+
+    def process(cohort: hypodask.Cohort, url: str, **options: Any) -> xr.Dataset:
+        seen.update(scans=cohort.table["scan"].tolist(), url=url, **options)
+        return assemble(cohort.table, [row.as_dict() for row in seen["rows"] if row.scan in seen["scans"]])
+
+    monkeypatch.setattr(hypodask, "process", process)
+    monkeypatch.setattr(hypodask.report, "write", lambda results, out: f"{out}/report.html")
+    return seen
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["hypodask", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_run_processes_the_whole_folder_and_writes_the_report(study: Path, asked: dict[str, Any]) -> None:
+    result = invoke("run", study, "out")
+    assert (asked["scans"], asked["url"]) == (["sub-01", "sub-02"], "out")
+    assert asked["client"] is asked["models"] is asked["workers"] is None
+    assert asked["retry_failed"] is False
+    assert "out/report.html" in result.output
+
+
+def test_run_says_what_became_of_every_scan_and_why(study: Path, asked: dict[str, Any]) -> None:
+    result = invoke("run", study, "out")
+    assert "2 scans: 1 done, 1 failed, 0 skipped" in result.output
+    assert "sub-02 failed at read: 7 voxels are NaN; use the scan before" in result.output
+
+
+def test_a_failed_scan_is_exit_status_1_and_all_done_is_0(study: Path, asked: dict[str, Any]) -> None:
+    assert invoke("run", study, "out").exit_code == 1
+    asked["rows"] = [DONE, Row("sub-02", "done", volume_mm3=DONE.volume_mm3)]
+    assert invoke("run", study, "out").exit_code == 0
+
+
+def test_a_scan_that_was_not_run_is_no_success(study: Path, asked: dict[str, Any]) -> None:
+    asked["rows"] = [DONE]
+    assert invoke("run", study, "out").exit_code == 1
+
+
+def test_run_passes_its_options_on(study: Path, asked: dict[str, Any]) -> None:
+    options = ("--workers", 3, "--scheduler", "tcp://127.0.0.1:8786", "--model", "net.h5", "--retry-failed")
+    result = invoke("run", study, "out", *options, "--no-report")
+    assert asked["workers"] == 3
+    assert asked["client"] == "tcp://127.0.0.1:8786"
+    assert asked["models"] == "net.h5"
+    assert asked["retry_failed"] is True
+    assert "report" not in result.output
+
+
+def test_participant_labels_restrict_the_run_with_or_without_prefix(study: Path, asked: dict[str, Any]) -> None:
+    invoke("run", study, "out", "--participant-label", "02")
+    assert asked["scans"] == ["sub-02"]
+    invoke("run", study, "out", "--participant-label", "sub-01", "--participant-label", "02")
+    assert asked["scans"] == ["sub-01", "sub-02"]
+
+
+def test_an_unknown_participant_is_a_planning_error(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(monkeypatch, "run", study, "out", "--participant-label", "99") == 2
+
+
+def test_an_error_of_ours_is_a_message_with_its_notes_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = CohortError("two scans are called sub-01; name them apart")
+    error.add_note("while reading scans.tsv")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hypodask.Cohort, "from_bids", refuse)
+    assert main(monkeypatch, "run", "study", "out") == 2
+    printed = capsys.readouterr()
+    assert printed.err == "hypodask: two scans are called sub-01; name them apart\nwhile reading scans.tsv\n"
+    assert printed.out == ""
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(hypodask, "verify", fail)
+    monkeypatch.setattr(sys, "argv", ["hypodask", "verify", "out"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_wrong_option_is_exit_status_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(monkeypatch, "run", "study", "out", "--speed", "11") == 2
+    assert main(monkeypatch, "run", "study", "out", "--workers", "0") == 2
+    assert main(monkeypatch, "run") == 2
+
+
+def test_verify_lists_problems_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypodask, "verify", lambda out: ["sub-01: chunk c/0/0/0 is missing; delete the store"])
+    result = invoke("verify", "out")
+    assert result.exit_code == 1
+    assert result.output == "sub-01: chunk c/0/0/0 is missing; delete the store\n1 problem in out\n"
+
+
+def test_verify_of_a_sound_output_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypodask, "verify", lambda out: [])
+    assert invoke("verify", "out").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_folder_without_results_is_exit_status_2(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, command, tmp_path) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_report_is_written_from_the_results_alone(study: Path, tmp_path: Path) -> None:
+    cohort, out = hypodask.Cohort.from_bids(study), str(tmp_path / "out")
+    save_cohort(out, cohort.table)
+    finalise(out, assemble(cohort.table, [DONE.as_dict(), REFUSED.as_dict()]))
+    result = invoke("report", out)
+    assert result.exit_code == 0
+    assert "7 voxels are NaN" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_demo_passes_its_options_on_and_accounts(monkeypatch: pytest.MonkeyPatch, study: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def run_demo(out: str, **options: Any) -> xr.Dataset:
+        asked.update(out=out, **options)
+        return assemble(hypodask.Cohort.from_bids(study).table, [DONE.as_dict(), REFUSED.as_dict()])
+
+    monkeypatch.setattr(hypodask.demo, "run_demo", run_demo)
+    result = invoke("demo", "here", "--scans", 6, "--workers", 1, "--seed", 5)
+    assert asked == {"out": "here", "scans": 6, "workers": 1, "seed": 5}
+    assert result.exit_code == 1
+    invoke("demo")
+    assert asked == {"out": "hypodask-demo", "scans": None, "workers": None, "seed": 0}
+
+
+def test_version_is_that_of_the_package() -> None:
+    result = invoke("--version")
+    assert (result.exit_code, result.output) == (0, f"hypodask {hypodask.__version__}\n")
+
+
+def test_commands_are_the_four_that_are_promised() -> None:
+    assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == {
+        "demo",
+        "report",
+        "run",
+        "verify",
+    }
+
+
+def test_the_module_can_be_imported_by_a_spawned_worker_without_running_anything() -> None:
+    done = subprocess.run([sys.executable, "-c", "import hypodask.cli"], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")

@@ -1,0 +1,303 @@
+"""N scans in, N rows out, whatever happens to a scan or to a worker; and nothing is done twice."""
+
+import os
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+
+import hypodask.cluster
+from hypodask.cluster import input_stamp, process
+from hypodask.cohort import Cohort
+from hypodask.dataset import open_results, verify
+from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
+from hypodask.grid import Grid
+from hypodask.journal import read_journal
+from hypodask.location import Location
+from hypodask.progress import Progress
+from hypodask.row import Row
+from hypodask.scan import Scan
+from hypodask.store import delete_store, mark_done, write_scan
+
+SOUND, REFUSED, FAILED_INSIDE = "sound", "refused", "failed inside"
+BUG, DISK, FLAKY, DEADLY, ONCE_DEADLY = "bug", "disk", "flaky", "deadly", "once deadly"
+
+
+def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
+    """A stand-in for the pipeline: the content of a file says what happens to it."""
+    with Path(out, "calls.txt").open("a") as calls:
+        calls.write(f"{scan}\n")
+    before = Path(out, "calls.txt").read_text().split().count(scan)
+    order = Path(path).read_text()
+    if order == DEADLY or (order == ONCE_DEADLY and before == 1):
+        os._exit(1)
+    if order == REFUSED:
+        raise NonFiniteError("3 voxels are NaN; export the scan again")
+    if order == FAILED_INSIDE:
+        return Row(scan, "failed", stage="align", error="AlignmentError", reason="no head was found")
+    if order == BUG:
+        raise KeyError("unforeseen")
+    if order == DISK or (order == FLAKY and before <= 2):
+        raise OSError(28, "No space left on device")
+    voxels = np.full((4, 4, 4), len(scan), np.uint8)
+    write_scan(f"{out}/{store}", Scan(voxels, Grid((4, 4, 4), np.eye(4), "scanner")))
+    mark_done(f"{out}/{store}", {})
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return Row(scan, "done", volume_mm3={"icv": 1.5e6}, store=store, model=str(models), warnings=str(cores))
+
+
+def load(models: object) -> str:
+    if models == "broken":
+        raise ModelError("broken holds no weights; name another file")
+    return f"loaded {models} in {os.getpid()}"
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def study(tmp_path):
+    """``study(sound, refused)`` is a cohort of files with these contents."""
+
+    def write(*orders: str) -> Cohort:
+        (tmp_path / "bids").mkdir(exist_ok=True)
+        paths = [tmp_path / "bids" / f"sub-{number:02d}.nii" for number in range(len(orders))]
+        for path, order in zip(paths, orders, strict=True):
+            path.write_text(order)
+        scans = [path.stem for path in paths]
+        text = {"participant_id": scans, "session": "", "run": "", "site": "", "group": "control"}
+        return Cohort(pd.DataFrame({"scan": scans, "path": [str(path) for path in paths], **text}))
+
+    return write
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return str(tmp_path / "out")
+
+
+@pytest.fixture
+def run(client, out):
+    return partial(process, url=out, client=client, progress=False, treat=treat, load=None)
+
+
+def calls(out: str) -> Counter:
+    log = Path(out, "calls.txt")
+    return Counter(log.read_text().split() if log.exists() else [])
+
+
+def forget_calls(out: str) -> None:
+    Path(out, "calls.txt").unlink()
+
+
+def test_every_scan_has_a_row_whatever_happened_to_it(run, study, out):
+    results = run(study(SOUND, REFUSED, FAILED_INSIDE, BUG, DISK, FLAKY, SOUND))
+    assert results["scan"].to_numpy().tolist() == [f"sub-{number:02d}" for number in range(7)]
+    assert results["status"].to_numpy().tolist() == ["done", *["failed"] * 4, "done", "done"]
+    assert results["stage"].to_numpy().tolist() == ["", "read", "align", "cluster", "cluster", "", ""]
+    assert results["error"].to_numpy().tolist()[1:5] == ["NonFiniteError", "AlignmentError", "KeyError", "OSError"]
+    assert results["reason"].to_numpy().tolist()[1] == "3 voxels are NaN; export the scan again"
+    assert results["volume_mm3"].sel(scan="sub-00", structure="icv").item() == 1.5e6
+    xr.testing.assert_identical(open_results(out), results)
+    assert verify(out) == []
+
+
+def test_only_errors_of_the_disk_or_the_network_are_tried_again(run, study, out):
+    run(study(SOUND, REFUSED, BUG, DISK, FLAKY))
+    assert list(dict(sorted(calls(out).items())).values()) == [1, 1, 1, 3, 3]
+
+
+def test_a_second_call_does_nothing(run, study, out):
+    cohort = study(SOUND, REFUSED, SOUND)
+    first = run(cohort)
+    before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*") if path.name != "cohort.parquet"}
+    second = run(cohort)
+    after = {path: path.stat().st_mtime_ns for path in before if path != Path(out)}
+    assert after == {path: stamp for path, stamp in before.items() if path != Path(out)}
+    assert calls(out) == {"sub-00": 1, "sub-01": 1, "sub-02": 1}
+    xr.testing.assert_identical(first, second)
+
+
+def test_after_one_store_was_deleted_one_scan_is_done(run, study, out):
+    cohort = study(SOUND, SOUND, SOUND)
+    first = run(cohort)
+    delete_store(f"{out}/{first['store'].sel(scan='sub-01').item()}")
+    forget_calls(out)
+    run(cohort)
+    assert calls(out) == {"sub-01": 1}
+    assert verify(out) == []
+
+
+def test_a_store_without_a_done_mark_is_made_anew(run, study, out):
+    cohort = study(SOUND, SOUND)
+    run(cohort)
+    Location(out).child("scans/sub-00.nii.zarr/done.json").delete()
+    run(cohort)
+    assert calls(out) == {"sub-00": 2, "sub-01": 1}
+
+
+def test_a_scan_whose_file_changed_is_done_anew(run, study, out):
+    run(study(REFUSED, SOUND))
+    Path(study(SOUND, SOUND).table["path"][1]).write_text(SOUND + " ")
+    cohort = study(SOUND, SOUND)
+    os.utime(cohort.table["path"][1], ns=(0, 0))
+    assert run(cohort)["status"].to_numpy().tolist() == ["done", "done"]
+    assert calls(out) == {"sub-00": 2, "sub-01": 2}
+
+
+def test_a_refused_scan_is_tried_again_only_when_asked_but_what_was_not_its_fault_always(run, study, out):
+    cohort = study(REFUSED, DISK)
+    run(cohort)
+    forget_calls(out)
+    run(cohort)
+    assert calls(out) == {"sub-01": 3}
+    forget_calls(out)
+    run(cohort, retry_failed=True)
+    assert calls(out) == {"sub-00": 1, "sub-01": 3}
+
+
+def test_new_scans_of_a_study_are_added_and_lost_ones_leave_the_results(run, study, out):
+    run(study(SOUND, SOUND))
+    forget_calls(out)
+    cohort = study(SOUND, SOUND, SOUND)
+    # Writing the files again changed their time; put it back to that of the journal.
+    stamps = read_journal(out)["stamp"]
+    for scan, path in zip(cohort.table["scan"][:2], cohort.table["path"][:2], strict=True):
+        os.utime(path, (0, float(stamps[scan].split(":")[1])))
+    assert run(cohort).sizes["scan"] == 3
+    assert calls(out) == {"sub-02": 1}
+    assert run(Cohort(cohort.table.iloc[2:])).sizes["scan"] == 1
+
+
+def test_changed_covariates_reach_the_results_without_any_scan_being_done(run, study, out):
+    cohort = study(SOUND)
+    run(cohort)
+    run(Cohort(cohort.table.assign(group="PLS")))
+    assert open_results(out)["group"].item() == "PLS"
+    assert calls(out) == {"sub-00": 1}
+
+
+def test_networks_are_loaded_once_in_each_worker(run, study, out):
+    results = run(study(*[SOUND] * 8), models="name", load=load)
+    loaded = set(results["model"].to_numpy())
+    assert 1 <= len(loaded) <= 2
+    assert all(model.startswith("loaded name in ") for model in loaded)
+
+
+def test_other_weights_make_a_scan_undone(run, study, out, tmp_path):
+    cohort = study(SOUND)
+    weights = tmp_path / "weights.h5"
+    for content in (b"one", b"one", b"two"):
+        weights.write_bytes(content)
+        run(cohort, models=weights)
+    assert calls(out) == {"sub-00": 2}
+
+
+def test_weights_that_cannot_be_loaded_stop_the_run_before_any_scan(run, study, out):
+    with pytest.raises(ModelError, match="broken holds no weights"):
+        run(study(SOUND), models="broken", load=load)
+    assert calls(out) == {}
+
+
+def test_no_more_than_a_window_of_scans_is_in_flight(client, study, out, monkeypatch):
+    submitted, released, most = [], [], []
+    submit, count = Client.submit, Progress.count
+
+    def counted_submit(self, *args, **kwargs):
+        submitted.append(1)
+        most.append(len(submitted) - len(released))
+        return submit(self, *args, **kwargs)
+
+    def counted_row(self, status):
+        released.append(1)
+        count(self, status)
+
+    monkeypatch.setattr(Client, "submit", counted_submit)
+    monkeypatch.setattr(Progress, "count", counted_row)
+    process(study(*[SOUND] * 9), out, client, window=3, progress=False, treat=treat, load=None)
+    assert (max(most), len(submitted)) == (3, 9)
+
+
+def test_nothing_is_left_in_the_cluster(client, run, study):
+    run(study(SOUND, BUG))
+    deadline = time.monotonic() + 5
+    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0
+
+
+def test_an_interrupted_run_keeps_what_came_in_and_goes_on_from_there(client, study, out, monkeypatch):
+    def interrupt(self: Progress, status: str) -> None:
+        raise KeyboardInterrupt
+
+    cohort = study(*[SOUND] * 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "count", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            process(cohort, out, client, window=1, progress=False, treat=treat, load=None)
+    assert len(read_journal(out)) == 1
+    assert "running.json" not in Location(out).names()
+    process(cohort, out, client, progress=False, treat=treat, load=None)
+    assert max(calls(out)[scan] for scan in read_journal(out).index[:1]) == 1
+    assert verify(out) == []
+
+
+def test_a_second_client_is_refused_and_changes_nothing(run, study, out):
+    with hypodask.cluster.sole_writer(out), pytest.raises(ClusterError, match="has been writing here since"):
+        run(study(SOUND))
+    assert calls(out) == {}
+    assert Location(out).names() == []
+
+
+def test_a_covariate_with_the_name_of_a_result_is_refused_before_anything_runs(run, study, out):
+    with pytest.raises(CohortError):
+        run(Cohort(study(SOUND).table.assign(stage="IVa")))
+    assert Location(out).names() == []
+
+
+def test_workers_started_here_survive_a_deadly_scan_and_blame_no_other(study, out, capsys):
+    cohort = study(SOUND, DEADLY, SOUND, ONCE_DEADLY, SOUND, SOUND)
+    results = process(cohort, out, workers=2, treat=treat, load=load)
+    assert results["status"].to_numpy().tolist() == ["done", "failed", "done", "done", "done", "done"]
+    killed = results.sel(scan="sub-01")
+    assert (killed["error"].item(), killed["stage"].item()) == ("KilledWorker", "cluster")
+    assert "ran out of memory or crashed" in killed["reason"].item()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("hypodask: done 5, failed 1, left 0")
+    if hasattr(os, "sched_getaffinity"):
+        share = -(-len(os.sched_getaffinity(0)) // 2)
+        assert set(results["warnings"].to_numpy()[[0, 2, 4]]) <= {str(share), str(max(1, share - 1))}
+
+
+def test_the_stamp_of_a_file_changes_with_its_size_or_time_and_never_fails(tmp_path):
+    path = tmp_path / "a.nii"
+    assert input_stamp(str(path)) == "missing"
+    path.write_bytes(b"1")
+    os.utime(path, (1, 1))
+    stamps = [input_stamp(str(path))]
+    os.utime(path, (2, 2))
+    stamps.append(input_stamp(str(path)))
+    path.write_bytes(b"12")
+    os.utime(path, (2, 2))
+    stamps.append(input_stamp(str(path)))
+    assert len(set(stamps)) == 3
+    Location("memory://stamp/a").write(b"1")
+    assert input_stamp("memory://stamp/a") == input_stamp("memory://stamp/a") != "missing"

@@ -1,0 +1,142 @@
+"""The 2D U-Net and its form for inference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from hypodask.segmentation.unet import UNet, UNetConfig, fold_batch_norm, parameter_count, predictor
+
+SMALL = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8, 16))
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def slices():
+    return jax.random.normal(jax.random.key(0), (5, 16, 24, 3))
+
+
+def trained(config):
+    """A network whose batch normalisation is far from doing nothing."""
+    model = UNet(config, rngs=nnx.Rngs(1))
+    for level in [*model.down, *model.up]:
+        for conv in (level.first, level.second):
+            shape = conv.norm.mean.shape
+            conv.norm.mean.set_value(jnp.linspace(-1.0, 1.0, shape[0]))
+            conv.norm.var.set_value(jnp.linspace(0.5, 2.0, shape[0]))
+            conv.norm.scale.set_value(jnp.linspace(-0.5, 1.5, shape[0]))
+            conv.norm.bias.set_value(jnp.linspace(0.3, -0.3, shape[0]))
+    return model
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_every_pixel_gets_one_float32_logit_per_class(slices, upsampling, activation):
+    config = UNetConfig(3, 4, widths=(4, 8), upsampling=upsampling, activation=activation)
+    logits = UNet(config, rngs=nnx.Rngs(0))(slices)
+    assert logits.shape == (5, 16, 24, 4)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_folding_batch_norm_does_not_change_the_network(slices, upsampling, activation):
+    model = trained(UNetConfig(3, 2, widths=(4, 8, 16), upsampling=upsampling, activation=activation))
+    folded = fold_batch_norm(model)
+    np.testing.assert_allclose(folded(slices), model(slices), atol=1e-5)
+    assert not jax.tree.leaves(nnx.state(folded, nnx.BatchStat))
+    assert fold_batch_norm(folded) is folded
+
+
+def test_the_predictor_gives_the_softmax_of_the_networks_logits(slices):
+    model = trained(SMALL)
+    probabilities = predictor(model)(slices)
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(model(slices), axis=-1), atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("slices_at_once", [1, 2, 5, 50])
+def test_the_number_of_slices_at_once_changes_nothing(slices, slices_at_once):
+    model = trained(SMALL)
+    together = predictor(model, slices_at_once=slices_at_once)(slices)
+    np.testing.assert_allclose(together, predictor(model)(slices), atol=1e-6)
+
+
+def test_later_training_does_not_change_a_predictor(slices):
+    model = trained(SMALL)
+    predict = predictor(model)
+    before = np.asarray(predict(slices))
+    model.classify.bias.set_value(jnp.array([5.0, -5.0]))
+    np.testing.assert_array_equal(predict(slices), before)
+    assert not np.allclose(predictor(model)(slices), before)
+
+
+def test_training_mode_updates_the_running_statistics_and_inference_does_not(slices):
+    model = UNet(SMALL, rngs=nnx.Rngs(0))
+    model(slices)
+    assert not model.down[0].first.norm.mean[...].any()
+    model(slices, train=True)
+    assert model.down[0].first.norm.mean[...].any()
+
+
+def test_a_small_network_learns_a_threshold():
+    slices = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    labels = (slices[..., 0] > 0.5).astype(jnp.int32)
+    model = UNet(UNetConfig(1, 2, widths=(4, 8)), rngs=nnx.Rngs(0))
+    graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    optimiser = optax.adam(1e-2)
+
+    def loss(params, statistics):
+        network = nnx.merge(graphdef, params, statistics, copy=True)
+        logits = network(slices, train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), nnx.state(network, nnx.BatchStat)
+
+    @jax.jit
+    def step(params, statistics, moments):
+        (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(params, statistics)
+        updates, moments = optimiser.update(gradients, moments)
+        return optax.apply_updates(params, updates), statistics, moments, value
+
+    moments, values = optimiser.init(params), []
+    for _ in range(60):
+        params, statistics, moments, value = step(params, statistics, moments)
+        values.append(float(value))
+    assert values[-1] < 0.3 * values[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 10, 16, 3), (1, 16, 18, 3)])
+def test_a_size_that_does_not_halve_evenly_is_refused(shape):
+    model = UNet(SMALL, rngs=nnx.Rngs(0))
+    for run in (model, predictor(model)):
+        with pytest.raises(ValueError, match="multiples of 4"):
+            run(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 2), (16, 16, 3), (0, 16, 16, 3)])
+def test_other_channels_other_ranks_and_no_slices_are_refused(shape):
+    with pytest.raises(ValueError, match=r"takes slices \(n, h, w, 3\)"):
+        predictor(UNet(SMALL, rngs=nnx.Rngs(0)))(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"widths": (4,)}, {"widths": (4, 0)}, {"in_channels": 0}, {"activation": "tanh"}, {"upsampling": "cubic"}]
+)
+def test_a_network_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="U-Net"):
+        UNetConfig(**{"in_channels": 1, "out_channels": 2, **wrong})
+
+
+def test_parameters_are_counted_without_running_statistics():
+    first_level = 3 * 9 * 4 + 9 * 4 * 4 + 2 * 2 * 4
+    second_level = 9 * 4 * 8 + 9 * 8 * 8 + 2 * 2 * 8
+    upward = (8 * 4 + 4) + 9 * 8 * 4 + 9 * 4 * 4 + 2 * 2 * 4
+    model = UNet(UNetConfig(3, 2, widths=(4, 8)), rngs=nnx.Rngs(0))
+    assert parameter_count(model) == first_level + second_level + upward + (4 * 2 + 2)

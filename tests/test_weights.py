@@ -1,0 +1,238 @@
+"""Weights files and the cards they carry."""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from hypodask.errors import ModelError
+from hypodask.segmentation import weights
+from hypodask.segmentation.unet import UNet, UNetConfig, fold_batch_norm
+from hypodask.segmentation.weights import (
+    InputGeometry,
+    ModelCard,
+    load_weights,
+    resolve_model,
+    save_weights,
+    sha256,
+)
+
+CONFIG = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8))
+
+CARD = ModelCard(
+    name="trial",
+    task="hypothalamus",
+    protocol="billot2020-consensus",
+    architecture=CONFIG,
+    geometry=InputGeometry((0.5, 0.5, 0.5), (128, 50, 128), slices=3, slice_axis=1, intensity="robust_unit"),
+    training_data="Seven heads; größte Sorgfalt.",
+    licence="BSD-3-Clause",
+    version="1",
+    metrics={"dice": 0.92, "measured_on": "four heads held out"},
+    relative_volume_sd=0.05,
+    changelog=("1: first",),
+)
+
+
+@pytest.fixture
+def model():
+    model = UNet(CONFIG, rngs=nnx.Rngs(3))
+    model(jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), train=True)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+    return save_weights(tmp_path / "new" / "trial.safetensors", model, CARD)
+
+
+def rewrite(path, *, change=None, metadata=None):
+    """The same file with other tensors or another card."""
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() if metadata is None else metadata
+    tensors = load_file(path)
+    if change:
+        change(tensors)
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def with_card(path, **changes):
+    card = json.loads(CARD.to_json()) | changes
+    return rewrite(path, metadata={"hypodask_model_card": json.dumps(card)})
+
+
+def refuse(path, match):
+    with pytest.raises(ModelError, match=match) as caught:
+        load_weights(path)
+    return caught.value
+
+
+def test_a_model_and_its_card_come_back_as_they_were(saved, model):
+    loaded, card = load_weights(saved)
+    assert card == CARD
+    slices = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    np.testing.assert_array_equal(loaded(slices), model(slices))
+    np.testing.assert_array_equal(loaded(slices, train=True), model(slices, train=True))
+
+
+def test_a_folded_model_is_saved_like_any_other(tmp_path, model):
+    folded = fold_batch_norm(model)
+    card = dataclasses.replace(CARD, architecture=folded.config)
+    loaded, _ = load_weights(save_weights(tmp_path / "folded.safetensors", folded, card))
+    np.testing.assert_array_equal(loaded(jnp.ones((1, 8, 8, 3))), folded(jnp.ones((1, 8, 8, 3))))
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path, saved, model):
+    again = save_weights(tmp_path / "again.safetensors", model, CARD)
+    assert again.read_bytes() == saved.read_bytes()
+
+
+def test_the_card_lies_beside_the_weights_with_their_fingerprint(saved):
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert sha256(saved) == digest
+    beside = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))
+    assert beside["sha256"] == digest
+    assert beside["metrics"] == CARD.metrics
+    text = saved.with_suffix(".md").read_text(encoding="utf-8")
+    assert digest in text
+    assert "four heads held out" in text
+    assert "5.0 %" in text
+
+
+def test_nothing_else_is_left_beside_the_weights(saved):
+    assert sorted(p.suffix for p in saved.parent.iterdir()) == [".json", ".md", ".safetensors"]
+
+
+def test_a_card_says_what_was_not_measured():
+    bare = dataclasses.replace(CARD, metrics={}, relative_volume_sd=None, changelog=())
+    text = bare.to_markdown(parameters=1, digest="0")
+    assert "None measured." in text
+    assert "not measured" in text
+
+
+def test_a_card_survives_json():
+    assert ModelCard.from_json(CARD.to_json()) == CARD
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"task": "amygdala"}, "task"),
+        ({"architecture": UNetConfig(5, 2)}, "5 channels"),
+        ({"metrics": {"dice": 0.9}}, "measured_on"),
+        ({"relative_volume_sd": 0.0}, "relative_volume_sd"),
+        ({"relative_volume_sd": float("nan")}, "relative_volume_sd"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(wrong, match):
+    with pytest.raises(ModelError, match=match):
+        dataclasses.replace(CARD, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"slices": 2}, {"slice_axis": 3}, {"shape": (4, 4)}, {"shape": (0, 4, 4)}, {"spacing_mm": (1, 1, -1)}]
+)
+def test_a_geometry_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ModelError, match="an input needs"):
+        dataclasses.replace(CARD.geometry, **wrong)
+
+
+def test_saving_needs_the_right_ending_and_the_models_own_card(tmp_path, model):
+    with pytest.raises(ModelError, match=r"\.safetensors"):
+        save_weights(tmp_path / "trial.pkl", model, CARD)
+    other = dataclasses.replace(CARD, architecture=UNetConfig(3, 2, widths=(8, 16)))
+    with pytest.raises(ModelError, match="the model is"):
+        save_weights(tmp_path / "trial.safetensors", model, other)
+
+
+def test_a_model_that_diverged_is_not_saved(tmp_path, model):
+    model.classify.bias.set_value(jnp.array([0.0, jnp.nan]))
+    with pytest.raises(ModelError, match=r"classify\.bias"):
+        save_weights(tmp_path / "trial.safetensors", model, CARD)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(saved, kept):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(kept * len(content))])
+    refuse(saved, "cut short")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    refuse(tmp_path / "none.safetensors", "no weights file")
+
+
+def test_a_file_without_a_card_is_refused(saved):
+    error = refuse(rewrite(saved, metadata={"format": "pt"}), "no hypodask model card")
+    assert "trial.safetensors" in error.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"colour": "red"}, "unknown fields"),
+        ({"architecture": {"in_channels": 3}}, "cannot be read"),
+        ({"architecture": None}, "cannot be read"),
+        ({"geometry": [1]}, "cannot be read"),
+        ({"metrics": 3}, "cannot be read"),
+        ({"architecture": {"in_channels": 3, "out_channels": 2, "widths": [4, 16]}}, "differ"),
+        ({"architecture": {"in_channels": 3, "out_channels": 2, "widths": [4, 1 << 30]}}, "differ"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(saved, changes, match):
+    refuse(with_card(saved, **changes), match)
+
+
+def test_a_card_that_is_no_json_is_refused(saved):
+    refuse(rewrite(saved, metadata={"hypodask_model_card": "{"}), "cannot be read")
+    refuse(rewrite(saved, metadata={"hypodask_model_card": "[]"}), "cannot be read")
+
+
+def test_tensors_that_are_missing_extra_or_not_finite_are_refused(saved):
+    refuse(rewrite(saved, change=lambda t: t.update(extra=np.zeros(1, np.float32))), "extra")
+    refuse(rewrite(saved, change=lambda t: (t.pop("extra"), t.pop("classify.bias"))), r"classify\.bias")
+    broken = {"classify.bias": np.array([np.inf, 0], np.float32)}
+    refuse(rewrite(saved, change=lambda t: t.update(broken)), r"classify\.bias")
+    refuse(rewrite(saved, change=lambda t: t.update({"classify.bias": np.zeros(2, np.int32)})), "int32")
+
+
+@pytest.mark.parametrize("name", ["hypothalamus", "icv"])
+def test_a_shipped_model_is_found_by_name(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(weights, "files", lambda package: tmp_path)
+    with pytest.raises(ModelError, match="install hypodask anew"):
+        resolve_model(name)
+    path = tmp_path / "weights" / f"{name}.safetensors"
+    path.parent.mkdir()
+    path.touch()
+    assert resolve_model(name) == path
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "h5", "hdf5", "H5"])
+def test_a_path_is_taken_as_it_is(tmp_path, ending):
+    path = tmp_path / f"own.{ending}"
+    with pytest.raises(ModelError, match="no weights file at"):
+        resolve_model(path)
+    path.touch()
+    assert resolve_model(path) == path
+    assert resolve_model(str(path)) == path
+
+
+@pytest.mark.parametrize("name", ["amygdala", "weights.pkl", ""])
+def test_an_unknown_model_is_refused_with_the_known_ones(name):
+    with pytest.raises(ModelError, match=re.escape("['hypothalamus', 'icv']")):
+        resolve_model(name)
+
+
+def test_a_fingerprint_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="fingerprint"):
+        sha256(tmp_path / "none")
