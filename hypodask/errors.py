@@ -17,7 +17,8 @@
     │   ├── IntensityError                 the voxels themselves are wrong
     │   │   ├── NonFiniteError             NaN or infinity
     │   │   └── ConstantImageError         one value everywhere
-    │   └── AlignmentError                 no head was found, or its pose cannot be told
+    │   ├── AlignmentError                 no head was found, or its pose cannot be told
+    │   └── SegmentationError              a network found nothing where there should be something
     ├── CohortError (ValueError)           the table of scans cannot be used; nothing was run
     ├── ModelError (ValueError)            a weights file is missing, damaged or of another kind
     ├── StoreError (OSError)               a store is incomplete, damaged or not ours
@@ -91,6 +92,10 @@ class ConstantImageError(IntensityError):
 
 class AlignmentError(ScanError):
     """No head was found, or its pose cannot be told."""
+
+
+class SegmentationError(ScanError):
+    """A network found nothing where there should be something."""
 
 
 class CohortError(HypodaskError, ValueError):

@@ -90,8 +90,8 @@ HYPOTHALAMUS = LabelTable(
     protocol="billot2020-consensus",
     whole="hypothalamus",
     labels=(
-        Label(1, "hypothalamus_left", "left", "L-Hyp", "#e76f51"),
-        Label(2, "hypothalamus_right", "right", "R-Hyp", "#f4a261"),
+        Label(1, "hypothalamus_left", "left", "L-Hyp", "#ff6b3d"),
+        Label(2, "hypothalamus_right", "right", "R-Hyp", "#2ec4b6"),
     ),
 )
 """Left and right hypothalamus as the consensus of the published subunit network outlines them."""

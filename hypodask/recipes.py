@@ -3,7 +3,8 @@
 ::
 
     python -m hypodask.recipes hypothalamus DATA WORK [--steps N] [--leave-out NAME ...]
-    python -m hypodask.recipes icv DATA WORK [--steps N]
+    python -m hypodask.recipes icv DATA WORK [--steps N] [--leave-out NAME ...]
+    python -m hypodask.recipes template DATA WORK
 
 ``DATA`` holds ``scans/`` and ``scans_stripped/`` (T1-weighted heads), ``models/`` (the published network's
 weights) and ``label_maps/`` (whole-head label maps in FreeSurfer's numbering). ``WORK`` receives what is
@@ -14,6 +15,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,7 @@ from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Head, Schedule, Task, train
 from hypodask.segmentation.unet import UNetConfig
 from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
+from hypodask.template import mni152_brain
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +121,7 @@ def icv_head(path: Path, folder: Path) -> tuple[ndarray, list[str]]:
     """Tissue shares of one label map on the training grid, posed as hypodask poses a scan of it."""
     kept = folder / f"{path.name.split('.')[0]}.npz"
     if not kept.exists():
-        image = nib.load(path)
+        image: Any = nib.load(path)
         labels = np.asarray(image.dataobj).astype(np.int16)
         grid = Grid(labels.shape, image.affine, "scanner")
         pose = align(_t1w_of(labels, grid, str(path))).acpc_from_scanner
@@ -155,12 +158,12 @@ def icv_task(maps: list[tuple[ndarray, list[str]]]) -> Task:
 
 
 def _t1w_of(labels: ndarray, grid: Grid, source: str) -> Scan:
-    """A plain T1-weighted image of a label map, only good for finding its pose."""
+    """A plain T1-weighted image of a label map without its skull, only good for finding its pose."""
     numbers = np.unique(labels)
     table = np.zeros(numbers.max() + 1, np.float32)
     for number in numbers[numbers > 0]:
         name = next((n for n, group in TISSUES.items() if number in group), str(number))
-        table[number] = T1_MEAN.get(name, 0.6) if number < 500 else 0.35
+        table[number] = T1_MEAN.get(name, 0.6) if number < 500 else 0.0
     return Scan(table[labels] * 1000, grid, source=source)
 
 
@@ -186,6 +189,23 @@ def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[s
     network = ShippedNetwork(model, card, "")
     figures = {name: _agreement(network, heads[name]) for name in leave_out}
     _write_figures(run / "held-out.json", figures)
+
+
+def outline_template(data: Path, work: Path) -> None:
+    """Outline the hypothalamus of the MNI152 template, for phantoms: ``hypothalamus_mni152.npz``.
+
+    No network is trained on this head, so that phantoms made of it are new to those shipped.
+    """
+    brain = mni152_brain()
+    pose = align(Scan(brain.data, Grid(brain.grid.shape, brain.grid.space_from_vox, "scanner"))).acpc_from_scanner
+    corner = np.diag([0.5, 0.5, 0.5, 1.0])
+    corner[:3, 3] = (-15.75, -20.75, -24.75)
+    grid = Grid((64, 64, 64), pose @ corner, "acpc")
+    weights = next((data / "models").glob("*.h5"))
+    outlines, volumes = consensus(brain, pose, import_hypothalamus_seg(weights), grid)
+    log.info("runs %s mm3, consensus %.0f mm3", volumes.round(), outlines.posteriors[1:].sum() * 0.125)
+    posteriors = np.round(255 * outlines.posteriors[1:]).astype(np.uint8)
+    np.savez_compressed(_made(work) / "hypothalamus_mni152.npz", posteriors=posteriors, mni_from_vox=corner)
 
 
 def _made(folder: Path) -> Path:
@@ -317,13 +337,15 @@ def _icv_agreement(network: ShippedNetwork, maps: list[tuple[ndarray, list[str]]
 def main() -> None:
     """Run one recipe from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=["hypothalamus", "icv"])
+    parser.add_argument("network", choices=["hypothalamus", "icv", "template"])
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--leave-out", nargs="*", default=())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if options.network == "template":
+        return outline_template(options.data, options.work)
     recipe = train_hypothalamus if options.network == "hypothalamus" else train_icv
     recipe(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out))
 

@@ -1,0 +1,260 @@
+"""The method, for one scan: read, align, segment, measure.
+
+Kassubek et al. 2025 align each T1-weighted scan to the AC-PC axis, outline the hypothalamus on a slab of
+fine coronal slices and the intracranial cavity on the whole head with two networks, and take the volumes.
+``process_scan`` is that, for one file, with everything that is known about the result in one row.
+"""
+
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from os import PathLike, fspath
+from time import perf_counter
+from typing import Any, TypeGuard
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.alignment import Alignment, align
+from hypodask.errors import ModelError, ScanError
+from hypodask.grid import slab_grid
+from hypodask.labels import ICV
+from hypodask.location import Location
+from hypodask.row import Row, Stage
+from hypodask.scan import Scan, read_scan
+from hypodask.segmentation import Network, Segmentation, load_network
+from hypodask.segmentation.restore import label_map_on, slab_label_map
+from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
+from hypodask.volumes import Volumes, interval, measure, unusual
+
+Networks = tuple[Network, ...]
+Models = str | PathLike[str] | Sequence[str | PathLike[str]] | None
+
+SHIPPED = ("hypothalamus", "icv")
+"""Networks that come with hypodask, one for each task."""
+
+STRIPPED_SHARE = 0.05
+"""Less tissue than this outside the skull, relative to the cavity, and the skull has been stripped."""
+
+UNSEEN_SHARE = 0.01
+"""More of the cavity than this outside the field of view is worth a warning."""
+
+
+def load_models(models: Models = None) -> Networks:
+    """The networks to use: those named, and the shipped one for each task that none was named for.
+
+    Parameters
+    ----------
+    models
+        Name or path of weights, or several.
+
+    Raises
+    ------
+    ModelError
+        If weights cannot be loaded, or two are for the same task.
+    """
+    named = [models] if isinstance(models, str | PathLike) else list(models or ())
+    networks: dict[str, Network] = {}
+    for network in map(load_network, named):
+        if network.task in networks:
+            raise ModelError(f"{networks[network.task].name} and {network.name} are both for {network.task}; name one")
+        networks[network.task] = network
+    return tuple(networks.get(task) or load_network(task) for task in SHIPPED)
+
+
+def process_scan(
+    path: str | PathLike[str],
+    *,
+    scan: str = "",
+    out: str | PathLike[str] | None = None,
+    store: str = "",
+    models: Models | Networks = None,
+) -> Row:
+    """Volumes of one scan; a scan that cannot be trusted becomes a failed row, not an error.
+
+    Parameters
+    ----------
+    path
+        NIfTI, MGH or DICOM; any fsspec URL.
+    scan
+        Identifier for the row; by default the file's name.
+    out, store
+        Output folder or URL, and where in it the scan's own store goes; nothing is kept without ``out``.
+    models
+        As for :func:`load_models`, or what it returned.
+
+    Returns
+    -------
+    Row
+        ``row["hypothalamus"]`` and ``row["icv"]`` in mm3, ``row.status``, ``row.reason`` and more.
+
+    Raises
+    ------
+    ModelError
+        If weights cannot be loaded.
+    OSError
+        If a disk or the network fails: worth another try, which a scan that is refused is not.
+    """
+    networks = models if _are_networks(models) else load_models(models)
+    name = scan or re.split(r"[/\\]", fspath(path))[-1].split(".")[0]
+    store = store or f"scans/{name}.nii.zarr"
+    keeper = Keeper(None if out is None else Location(fspath(out)).child(store).url)
+    started = perf_counter()
+    try:
+        outcome = _done(fspath(path), networks, keeper) | {"store": store if keeper.url else ""}
+    except _Stopped as stopped:
+        outcome = stopped.outcome
+        keeper.discard()
+    row = Row(
+        scan=name,
+        protocol=networks[0].protocol,
+        model=" ".join(network.name for network in networks),
+        version=version("hypodask"),
+        host=platform.node(),
+        **outcome,
+    )
+    keeper.finish(row)
+    return replace(row, seconds=perf_counter() - started)
+
+
+def _done(path: str, networks: Networks, keeper: "Keeper") -> dict[str, Any]:
+    """The method; what it found, as fields of a row."""
+    with _at("read"):
+        scan = read_scan(path)
+    keeper.keep_scan(scan)
+    with _at("align"):
+        alignment = align(scan)
+    with _at("segment"):
+        segmentations = [network.segment(scan, alignment) for network in networks]
+    with _at("measure"):
+        volumes = [measure(segmentation) for segmentation in segmentations]
+    icv_map = keeper.keep_results(scan, alignment, segmentations)
+    found = _volumes(networks, volumes)
+    warnings = [*scan.warnings, *alignment.warnings, *unusual(found["volume_mm3"]), *_coverage(scan, icv_map, volumes)]
+    return found | {
+        "status": "done",
+        "flagged": alignment.flagged,
+        "quality": volumes[0].certainty,
+        "alignment_score": alignment.score,
+        "acpc_distance_mm": alignment.acpc_distance_mm,
+        "warnings": " ".join(warnings),
+        "sha256": scan.sha256,
+    }
+
+
+def _volumes(networks: Networks, volumes: list[Volumes]) -> dict[str, dict[str, float]]:
+    """The volumes of all networks, by kind and structure."""
+    soft = {name: v for one in volumes for name, v in one.soft_mm3.items()}
+    label = {name: v for one in volumes for name, v in one.label_mm3.items()}
+    chosen, low, high = {}, {}, {}
+    for network, one in zip(networks, volumes, strict=True):
+        for name, volume in (one.soft_mm3 if network.calibrated else one.label_mm3).items():
+            chosen[name] = volume
+            if ends := interval(volume, network.relative_volume_sd):
+                low[name], high[name] = ends
+    return {
+        "volume_mm3": chosen,
+        "soft_volume_mm3": soft,
+        "label_volume_mm3": label,
+        "volume_low_mm3": low,
+        "volume_high_mm3": high,
+    }
+
+
+def _coverage(scan: Scan, icv_map: UInt8[ndarray, "i j k"], volumes: list[Volumes]) -> list[str]:
+    """Sentences about a skull that was stripped, or a cavity that was not wholly scanned."""
+    coarse = (slice(None, None, 2),) * 3
+    cavity, data = icv_map[coarse] > 0, scan.data[coarse]
+    if not cavity.any():
+        return ["The cranial cavity lies outside the field of view."]
+    sentences = []
+    around = ~ndimage.binary_dilation(cavity, iterations=2)
+    tissue = (data[around] > 0.15 * np.median(data[cavity])).sum()
+    if tissue < STRIPPED_SHARE * cavity.sum():
+        sentences.append("The skull has been stripped: the intracranial volume is inferred from the brain.")
+    unseen = 1 - (icv_map > 0).sum() * scan.grid.voxel_volume_mm3 / volumes[1].label_mm3["icv"]
+    if unseen > UNSEEN_SHARE:
+        sentences.append(f"{100 * unseen:.0f} % of the cranial cavity lies outside the field of view and is inferred.")
+    return sentences
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Writes what a scan gives into its own store; without a URL nothing is kept."""
+
+    url: str | None
+
+    def keep_scan(self, scan: Scan) -> None:
+        """Begin the store with the voxels as they were read."""
+        if self.url:
+            write_scan(self.url, scan)
+
+    def keep_results(
+        self, scan: Scan, alignment: Alignment, segmentations: list[Segmentation]
+    ) -> UInt8[ndarray, "i j k"]:
+        """Write pose and label maps; return the map of the cavity in the scan's own space."""
+        hypothalamus, icv = segmentations
+        scanner_from_acpc = np.linalg.inv(alignment.acpc_from_scanner)
+        icv_map = label_map_on(icv, scan.grid, scanner_from_acpc)
+        if self.url:
+            ours = hypothalamus.grid.space == "acpc"
+            to_scan, to_slab = (scanner_from_acpc, np.eye(4)) if ours else (np.eye(4), alignment.acpc_from_scanner)
+            table = hypothalamus.labels
+            write_record(self.url, "alignment", alignment_record(alignment))
+            write_label_map(self.url, "icv_scan", icv_map, scan.grid, ICV)
+            in_scan = label_map_on(hypothalamus, scan.grid, to_scan)
+            write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
+            write_label_map(
+                self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table
+            )
+        return icv_map
+
+    def finish(self, row: Row) -> None:
+        """Say that the store is complete; the last thing written."""
+        if self.url and row.status == "done":
+            mark_done(self.url, {"scan": row.scan, "sha256": row.sha256, "model": row.model, "version": row.version})
+
+    def discard(self) -> None:
+        """A scan that failed leaves no store."""
+        if self.url:
+            delete_store(self.url)
+
+
+def alignment_record(alignment: Alignment) -> dict[str, Any]:
+    """The pose as plain values."""
+    return {
+        "acpc_from_scanner": alignment.acpc_from_scanner.tolist(),
+        "mni_from_scanner": alignment.mni_from_scanner.tolist(),
+        "ac_mm": alignment.ac_mm.tolist(),
+        "pc_mm": alignment.pc_mm.tolist(),
+        "score": alignment.score,
+        "flagged": alignment.flagged,
+        "warnings": list(alignment.warnings),
+    }
+
+
+class _Stopped(Exception):  # noqa: N818 - it stops a scan, it is no error
+    """A scan was refused at some stage."""
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+@contextmanager
+def _at(stage: Stage) -> Iterator[None]:
+    """Say at which stage a scan was refused."""
+    try:
+        yield
+    except ScanError as err:
+        reason = " ".join([str(err), *getattr(err, "__notes__", ())])
+        raise _Stopped({"status": "failed", "stage": stage, "error": type(err).__name__, "reason": reason}) from err
+
+
+def _are_networks(models: Models | Networks) -> TypeGuard[Networks]:
+    return isinstance(models, tuple) and bool(models) and not isinstance(models[0], str | PathLike)
