@@ -74,6 +74,9 @@ KILLED = (
 TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "created")
 """Each file system has its own name for the time of the last change; an ETag serves as well."""
 
+CONNECT_SECONDS = 30
+"""How long a scheduler may take to answer."""
+
 PLANNERS = 32
 """Files looked at a time while planning; on an object store each look is a round trip. Not tuned."""
 
@@ -94,7 +97,7 @@ class Job:
 def process(
     cohort: Cohort,
     url: str,
-    client: Client | None = None,
+    client: Client | str | None = None,
     *,
     workers: int | None = None,
     models: Models = None,
@@ -116,8 +119,8 @@ def process(
     url
         Output folder or any fsspec URL. The workers must reach it, and the scans, by the same name.
     client
-        Any Dask cluster: SLURM, Kubernetes, a cloud. By default the current client, else workers are
-        started on this machine, one process per core, and stopped at the end.
+        Any Dask cluster: SLURM, Kubernetes, a cloud; or the address of its scheduler. By default the
+        current client, else workers are started on this machine, one process per core, and stopped at the end.
     workers
         How many to start here; without effect on a given client.
     models
@@ -259,8 +262,12 @@ def _settled(out: str, dataset: xr.Dataset) -> xr.Dataset:
 
 
 @contextmanager
-def _connected(client: Client | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
+def _connected(client: Client | str | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
     """A client, and the number of workers that were started here for it (0 on a cluster of the user's)."""
+    if isinstance(client, str):
+        with _reached(client) as found:
+            yield found, 0
+        return
     with suppress(ValueError):
         client = client or Client.current()
     if client is not None:
@@ -281,6 +288,20 @@ def _connected(client: Client | None, workers: int | None, jobs: int) -> Iterato
         Client(cluster) as own,
     ):
         yield own, count
+
+
+@contextmanager
+def _reached(address: str) -> Iterator[Client]:
+    """A client of the scheduler at an address."""
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as err:
+        raise ClusterError(
+            f"no Dask scheduler answers at {address!r} ({err}); give the address that `dask scheduler` printed, such "
+            "as tcp://10.0.0.1:8786"
+        ) from err
+    with client:
+        yield client
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from os import PathLike, fspath
 from time import perf_counter
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,13 +29,15 @@ from hypodask.row import Row, Stage
 from hypodask.scan import Scan, read_scan
 from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.restore import label_map_on, slab_label_map
+from hypodask.segmentation.weights import Task
 from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
 from hypodask.volumes import Volumes, interval, measure, unusual
 
 Networks = tuple[Network, ...]
-Models = str | PathLike[str] | Sequence[str | PathLike[str]] | None
+Model = str | PathLike[str] | Network
+Models = Model | Sequence[Model] | None
 
-SHIPPED = ("hypothalamus", "icv")
+SHIPPED: tuple[Task, ...] = ("hypothalamus", "icv")
 """Networks that come with hypodask, one for each task."""
 
 STRIPPED_SHARE = 0.05
@@ -51,20 +53,31 @@ def load_models(models: Models = None) -> Networks:
     Parameters
     ----------
     models
-        Name or path of weights, or several.
+        Name or path of weights, or several. Networks that are loaded already are taken as they are, so that
+        what this returns can be given again.
+
+    Returns
+    -------
+    tuple of Network
+        For the hypothalamus, then for the cavity.
 
     Raises
     ------
     ModelError
         If weights cannot be loaded, or two are for the same task.
     """
-    named = [models] if isinstance(models, str | PathLike) else list(models or ())
-    networks: dict[str, Network] = {}
-    for network in map(load_network, named):
+    several = isinstance(models, Sequence) and not isinstance(models, str)
+    named = cast(Sequence[Model], models if several else () if models is None else (models,))
+    networks: dict[Task, Network] = {}
+    for network in map(_loaded, named):
         if network.task in networks:
             raise ModelError(f"{networks[network.task].name} and {network.name} are both for {network.task}; name one")
         networks[network.task] = network
-    return tuple(networks.get(task) or load_network(task) for task in SHIPPED)
+    return tuple(networks.get(task) or _loaded(task) for task in SHIPPED)
+
+
+def _loaded(model: Model) -> Network:
+    return load_network(model) if isinstance(model, str | PathLike) else model
 
 
 def process_scan(
@@ -73,7 +86,7 @@ def process_scan(
     scan: str = "",
     out: str | PathLike[str] | None = None,
     store: str = "",
-    models: Models | Networks = None,
+    models: Models = None,
 ) -> Row:
     """Volumes of one scan; a scan that cannot be trusted becomes a failed row, not an error.
 
@@ -82,11 +95,11 @@ def process_scan(
     path
         NIfTI, MGH or DICOM; any fsspec URL.
     scan
-        Identifier for the row; by default the file's name.
+        Identifier for the row; by default the name of the file or folder, without what follows a dot.
     out, store
         Output folder or URL, and where in it the scan's own store goes; nothing is kept without ``out``.
     models
-        As for :func:`load_models`, or what it returned.
+        As for :func:`load_models`, or what it returned: then nothing is loaded here.
 
     Returns
     -------
@@ -100,8 +113,8 @@ def process_scan(
     OSError
         If a disk or the network fails: worth another try, which a scan that is refused is not.
     """
-    networks = models if _are_networks(models) else load_models(models)
-    name = scan or re.split(r"[/\\]", fspath(path))[-1].split(".")[0]
+    networks = load_models(models)
+    name = scan or re.split(r"[/\\]", fspath(path).rstrip("/\\"))[-1].split(".")[0]
     store = store or f"scans/{name}.nii.zarr"
     keeper = Keeper(None if out is None else Location(fspath(out)).child(store).url)
     started = perf_counter()
@@ -209,9 +222,7 @@ class Keeper:
             write_label_map(self.url, "icv_scan", icv_map, scan.grid, ICV)
             in_scan = label_map_on(hypothalamus, scan.grid, to_scan)
             write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
-            write_label_map(
-                self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table
-            )
+            write_label_map(self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table)
         return icv_map
 
     def finish(self, row: Row) -> None:
@@ -254,7 +265,3 @@ def _at(stage: Stage) -> Iterator[None]:
     except ScanError as err:
         reason = " ".join([str(err), *getattr(err, "__notes__", ())])
         raise _Stopped({"status": "failed", "stage": stage, "error": type(err).__name__, "reason": reason}) from err
-
-
-def _are_networks(models: Models | Networks) -> TypeGuard[Networks]:
-    return isinstance(models, tuple) and bool(models) and not isinstance(models[0], str | PathLike)

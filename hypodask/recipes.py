@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from numpy import ndarray
 from scipy.ndimage import gaussian_filter
 
@@ -144,12 +144,15 @@ def icv_task(maps: list[tuple[ndarray, list[str]]]) -> Task:
     shares = np.zeros((len(maps), len(names), *icv_stored_grid().shape), np.uint8)
     for head, (own_shares, own) in enumerate(maps):
         shares[head, [names.index(name) for name in own]] = own_shares
-    stored = jnp.asarray(shares)
+
+    @jax.jit
+    def image(key: PRNGKeyArray, own: UInt8[Array, "tissue x y z"]) -> Head:
+        parts = own.astype(jnp.float32) / 255
+        return Head(image_of(key, parts, means, inside), jnp.tensordot(inside, parts, axes=1)[None])
 
     def make(key: PRNGKeyArray) -> Head:
         of_head, of_image = jax.random.split(key)
-        own = stored[jax.random.randint(of_head, (), 0, len(stored))].astype(jnp.float32) / 255
-        return Head(image_of(of_image, own, means, inside), jnp.tensordot(inside, own, axes=1)[None])
+        return image(of_image, shares[int(jax.random.randint(of_head, (), 0, len(shares)))])
 
     variation = Variation(
         turn_deg=5, shift_mm=4, size=0.07, warp_mm=3, warp_spacing_mm=30, local_size=0, bias=0.25, noise=0.06
@@ -311,7 +314,9 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...])
     maps = {path.name.split(".")[0]: icv_head(path, folder) for path in paths}
     run = _made(work / "icv-all")
     task = icv_task([own for name, own in maps.items() if name not in leave_out])
-    model = train(task, ICV_NETWORK, Schedule(steps=steps, heads=4, slices=4), checkpoint=run / "checkpoint.safetensors")
+    model = train(
+        task, ICV_NETWORK, Schedule(steps=steps, heads=3, slices=5), checkpoint=run / "checkpoint.safetensors"
+    )
     card = _icv_card(len(maps) - len(leave_out), steps, {})
     figures = _icv_agreement(ShippedNetwork(model, card, ""), [maps[name] for name in leave_out])
     _write_figures(run / "held-out.json", figures)
@@ -345,7 +350,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.network == "template":
-        return outline_template(options.data, options.work)
+        outline_template(options.data, options.work)
+        return
     recipe = train_hypothalamus if options.network == "hypothalamus" else train_icv
     recipe(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out))
 

@@ -3,7 +3,7 @@
 One interpolation leads from the stored scan to each network's grid, never two in a row. Three orders:
 0 nearest, 1 trilinear, 3 cubic B-spline with the exact prefilter (Unser 1999), as in
 ``scipy.ndimage.map_coordinates(mode="grid-constant")``: beyond the outermost voxel centres the image
-fades to ``outside`` within one voxel. Where the wanted voxels are larger than the stored ones, a
+fades to 0 within one voxel. Where the wanted voxels are larger than the stored ones, a
 Gaussian low-pass whose full width at half maximum is the wanted voxel comes first.
 """
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from numpy import ndarray
 from scipy import ndimage
 
@@ -27,6 +27,12 @@ SHAPE_CLASS = 32
 
 SPLINE_MARGIN = 12
 """Voxels kept around a crop: the B-spline prefilter's response falls by 0.27 a voxel, to 1e-7 in twelve."""
+
+BLUR_MARGIN = 5
+"""Thinned voxels kept around a crop for the low-pass, whose standard deviation is at most 0.85 of one."""
+
+SAME = 1e-3
+"""Voxel sizes that differ by less than this share are one size."""
 
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
@@ -60,12 +66,26 @@ def resample(
     """
     onto_from_grid = np.eye(4) if onto_from_grid is None else onto_from_grid
     if order:
+        margin = BLUR_MARGIN + (SPLINE_MARGIN if order == 3 else 1)
+        data, grid = _touched(data, grid, onto, onto_from_grid, margin=margin)
         data, grid = low_pass(data, grid, max(onto.spacing_mm))
-    vox_from_out = np.linalg.inv(onto_from_grid @ grid.space_from_vox) @ onto.space_from_vox
+    return interpolate(data, grid, onto, onto_from_grid=onto_from_grid, order=order)
+
+
+def interpolate(
+    data: Float32[ndarray, "i j k"],
+    grid: Grid,
+    onto: Grid,
+    *,
+    onto_from_grid: Float[ndarray, "4 4"] | None = None,
+    order: Order = 1,
+) -> Float32[ndarray, "x y z"]:
+    """As ``resample``, for a volume that is not finer than the wanted voxels: nothing is smoothed."""
+    onto_from_grid = np.eye(4) if onto_from_grid is None else onto_from_grid
+    vox_from_out = _vox_from_out(grid, onto, onto_from_grid)
     data, offset = _crop(data, vox_from_out, onto.shape)
     if order == 3:
         data = ndimage.spline_filter(data, order=3, output=np.float32, mode="mirror")
-    vox_from_out = vox_from_out.copy()
     vox_from_out[:3, 3] -= offset
     return np.asarray(pull(jnp.asarray(data), jnp.asarray(vox_from_out, jnp.float32), onto.shape, order))
 
@@ -73,38 +93,95 @@ def resample(
 def low_pass(
     data: Float32[ndarray, "i j k"], grid: Grid, spacing_mm: float
 ) -> tuple[Float32[ndarray, "i2 j2 k2"], Grid]:
-    """Smooth every axis that is finer than ``spacing_mm``, and thin it out by a whole number of voxels."""
+    """Smooth every axis that is finer than ``spacing_mm``, and thin it out by a whole number of voxels.
+
+    A voxel is taken to see its surroundings as a Gaussian does whose full width at half maximum is its size;
+    variances add, so the smoothing is what a voxel of ``spacing_mm`` has more.
+
+    Parameters
+    ----------
+    data
+        Voxels on ``grid``, in either memory order.
+    grid
+        Where they are; its space is kept.
+    spacing_mm
+        Size of the wanted voxels, mm.
+
+    Returns
+    -------
+    data, grid
+        The smoothed volume and where its voxels are; beyond the borders nothing is known, so nothing weighs.
+
+    Examples
+    --------
+    >>> _, coarse = low_pass(np.ones((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4), "scanner"), 2.5)
+    >>> coarse.shape, coarse.spacing_mm, coarse.space_from_vox[:3, 3].tolist()
+    ((5, 5, 5), (2.0, 2.0, 2.0), [0.5, 0.5, 0.5])
+    """
     matrix = np.array(grid.space_from_vox)
-    for axis, fine_mm in enumerate(grid.spacing_mm):
-        ratio = spacing_mm / fine_mm
-        if ratio < 1 + 1e-3:
+    steps = _steps(grid, spacing_mm)
+    # Along the axis that is slowest in memory first: the fastest is the dearest, and then little is left of it.
+    for axis in np.argsort(data.strides)[::-1]:
+        step, ratio = steps[axis], spacing_mm / grid.spacing_mm[axis]
+        if ratio < 1 + SAME:
             continue
-        step, sigma = int(ratio + 1e-3), FWHM_TO_SIGMA * np.sqrt(ratio**2 - 1)
-        if step == 1:
-            data = ndimage.gaussian_filter1d(data, sigma, axis, output=np.float32, mode="nearest")
-            continue
-        data = _thin(data, axis, step, sigma)
+        data = _along(axis, _means(data.shape[axis], step, FWHM_TO_SIGMA * np.sqrt(ratio**2 - 1)), data)
         matrix[:3, 3] += matrix[:3, axis] * (step - 1) / 2
         matrix[:3, axis] *= step
     return data, Grid(data.shape, matrix, grid.space)
 
 
-def _thin(data: ndarray, axis: int, step: int, sigma: float) -> Float32[ndarray, "..."]:
-    """Gaussian means at every ``step``-th place of one axis, as one matrix product."""
-    size = data.shape[axis]
+def _steps(grid: Grid, spacing_mm: float) -> Int[ndarray, "3"]:
+    """Stored voxels that go whole into a wanted one, along each axis."""
+    return np.maximum(1, np.floor(spacing_mm / np.array(grid.spacing_mm) + SAME)).astype(int)
+
+
+def _means(size: int, step: int, sigma: float) -> Float32[ndarray, "thin size"]:
+    """Gaussian means at the middle of every ``step`` voxels of an axis, as a matrix."""
     centres = np.arange(-(-size // step)) * step + (step - 1) / 2
     weights = np.exp(-0.5 * ((np.arange(size) - centres[:, None]) / sigma) ** 2)
-    weights /= weights.sum(axis=1, keepdims=True)
-    thinned = np.tensordot(weights.astype(np.float32), data.astype(np.float32, copy=False), axes=(1, axis))
-    return np.ascontiguousarray(np.moveaxis(thinned, 0, axis))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _along(axis: int, matrix: Float32[ndarray, "m n"], data: ndarray) -> Float32[ndarray, "..."]:
+    """A matrix applied to one axis of a volume; three ways, since each keeps the volume where it is in memory."""
+    if data.strides[0] < data.strides[2]:
+        return _along(2 - axis, matrix, data.T).T
+    data = data.astype(np.float32, copy=False)
+    if axis == 0:
+        return np.tensordot(matrix, data, axes=1)
+    return matrix @ data if axis == 1 else data @ matrix.T
+
+
+def _vox_from_out(grid: Grid, onto: Grid, onto_from_grid: ndarray) -> Float[ndarray, "4 4"]:
+    return np.linalg.inv(onto_from_grid @ grid.space_from_vox) @ onto.space_from_vox
+
+
+def _reach(
+    vox_from_out: ndarray, shape: tuple[int, int, int], size: tuple[int, ...], margin_vox: int | Int[ndarray, "3"]
+) -> tuple[Int[ndarray, "3"], Int[ndarray, "3"]]:
+    """First index, and the one after the last, of the voxels that an affine grid touches, never none."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    reached = transform_points(vox_from_out, corners)
+    low = np.clip(np.floor(reached.min(0)) - margin_vox, 0, np.array(size) - 1).astype(int)
+    high = np.clip(np.ceil(reached.max(0)) + margin_vox + 1, low + 1, size).astype(int)
+    return low, high
+
+
+def _touched(data: ndarray, grid: Grid, onto: Grid, onto_from_grid: ndarray, *, margin: int) -> tuple[ndarray, Grid]:
+    """The part of a volume that the wanted voxels see, so that no more is smoothed; whole steps are left out."""
+    steps = _steps(grid, max(onto.spacing_mm))
+    low, high = _reach(_vox_from_out(grid, onto, onto_from_grid), onto.shape, data.shape, steps * margin)
+    low -= low % steps
+    matrix = np.array(grid.space_from_vox)
+    matrix[:3, 3] = transform_points(matrix, low)
+    part = data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    return part, Grid(part.shape, matrix, grid.space)
 
 
 def _crop(data: ndarray, vox_from_out: ndarray, shape: tuple[int, int, int]) -> tuple[ndarray, ndarray]:
     """The part of ``data`` that the wanted voxels touch, padded with zeros to a shape class; its first index."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    reached = transform_points(vox_from_out, corners)
-    low = np.clip(np.floor(reached.min(0)) - SPLINE_MARGIN, 0, np.array(data.shape) - 1).astype(int)
-    high = np.clip(np.ceil(reached.max(0)) + SPLINE_MARGIN + 1, low + 1, data.shape).astype(int)
+    low, high = _reach(vox_from_out, shape, data.shape, SPLINE_MARGIN)
     part = data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     # The zeros around are the outside that the last voxels, and the spline's coefficients, fade into.
     after = SPLINE_MARGIN + -(np.array(part.shape) + 2 * SPLINE_MARGIN) % SHAPE_CLASS

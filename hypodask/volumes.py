@@ -11,8 +11,12 @@ from hypodask.errors import SegmentationError
 from hypodask.labels import LabelTable
 from hypodask.segmentation import Segmentation
 
+Part = tuple[slice, ...]
+
 REACH_MM = 3.0
-"""Posteriors further than this from the outline are leaks elsewhere in the image and do not count."""
+REACH_VOXELS = 1.5
+"""Posteriors further than both from the outline are leaks elsewhere in the image and do not count; a voxel beside
+the outline always does, however large."""
 
 LEAST_MM3 = 50.0
 """Less than this is no structure but a few stray voxels."""
@@ -37,7 +41,7 @@ def measure(segmentation: Segmentation) -> Volumes:
     """Volumes of a structure and its parts.
 
     The outline is the largest connected piece of each side; soft volumes count posteriors inside it and
-    within 3 mm around it.
+    within 3 mm (or one and a half voxels) around it.
 
     Raises
     ------
@@ -51,8 +55,9 @@ def measure(segmentation: Segmentation) -> Volumes:
     >>> posteriors = np.zeros((2, 8, 8, 8))
     >>> posteriors[1, 2:6, 2:6, 2:6] = 1.0
     >>> posteriors[0] = 1 - posteriors[1]
-    >>> measure(Segmentation(posteriors, box_grid((8, 8, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)), ICV)).soft_mm3
-    {'icv': 512.0}
+    >>> volumes = measure(Segmentation(posteriors, box_grid((8, 8, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)), ICV))
+    >>> round(volumes.soft_mm3["icv"])
+    512
     """
     table, voxel_mm3 = segmentation.labels, segmentation.grid.voxel_volume_mm3
     label_map = segmentation.label_map
@@ -62,13 +67,13 @@ def measure(segmentation: Segmentation) -> Volumes:
             f"no {table.whole} was found: {outline.sum() * voxel_mm3:.0f} mm3, at least {LEAST_MM3:g} mm3 are needed; "
             "look at the pose of the scan in the report, and at the image"
         )
-    near = ndimage.distance_transform_edt(~outline, sampling=segmentation.grid.spacing_mm) <= REACH_MM
+    part, near = _surroundings(outline, segmentation.grid.spacing_mm)
     soft = {
-        label.structure: float(channel[near].sum() * voxel_mm3)
+        label.structure: float(channel[part][near].sum(dtype=np.float64) * voxel_mm3)
         for label, channel in zip(table, segmentation.posteriors[1:], strict=True)
     }
     counted = {label.structure: float((label_map[outline] == label.index).sum() * voxel_mm3) for label in table}
-    certainty = float(1 - segmentation.posteriors[0][outline].mean())
+    certainty = float(1 - segmentation.posteriors[0][outline].mean(dtype=np.float64))
     return Volumes(_with_wholes(soft, table.whole), _with_wholes(counted, table.whole), certainty)
 
 
@@ -76,6 +81,19 @@ def _outline(label_map: UInt8[ndarray, "i j k"], table: LabelTable) -> Bool[ndar
     """The largest piece of each side, together."""
     sides = [[label.index for label in table.of(side)] for side in ("left", "right", "both")]
     return np.any([largest_piece(np.isin(label_map, numbers)) for numbers in sides if numbers], axis=0)
+
+
+def _surroundings(
+    outline: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
+) -> tuple[Part, Bool[ndarray, "x y z"]]:
+    """The box that holds everything within reach of an outline, and what of it is within reach."""
+    box = ndimage.find_objects(outline.view(np.uint8))[0]
+    reach_mm = max(REACH_MM, REACH_VOXELS * max(spacing_mm))
+    margins = [int(np.ceil(reach_mm / spacing)) for spacing in spacing_mm]
+    part = tuple(
+        slice(max(axis.start - margin, 0), axis.stop + margin) for axis, margin in zip(box, margins, strict=True)
+    )
+    return part, ndimage.distance_transform_edt(~outline[part], sampling=spacing_mm) <= reach_mm
 
 
 def interval(volume_mm3: float, relative_sd: float | None) -> tuple[float, float] | None:
@@ -116,5 +134,3 @@ def _with_wholes(parts: dict[str, float], whole: str) -> dict[str, float]:
         for side in ("left", "right")
     }
     return {whole: sum(parts.values())} | sides | parts
-
-

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import expm
 from jaxtyping import Float, Float32
 from numpy import ndarray
 from scipy import ndimage
@@ -28,6 +27,7 @@ CONTRAST_MM = 8.0
 """Reach of the local contrast: larger than cortex is thick, smaller than bias fields are smooth."""
 
 FAINT = 0.05
+"""Added to the local deviation, in units of white matter, so that noise in air stays small."""
 
 TUKEY = 4.685
 """Residuals beyond this many robust standard deviations weigh nothing (95 % efficiency for Gaussian noise)."""
@@ -46,9 +46,11 @@ class Moving(NamedTuple):
 class Fixed(NamedTuple):
     """Points of the template brain and their intensities."""
 
-    points_mm: Float[Array, "n 3"]
+    points_mm: Float[Array, "3 n"]
     values: Float[Array, "n"]
+    """Local contrast."""
     weights: Float[Array, "n"]
+    """How much a point counts, 0 to 1."""
 
 
 class Fit(NamedTuple):
@@ -57,6 +59,16 @@ class Fit(NamedTuple):
     scanner_from_mni: Float[Array, "4 4"]
     correlation: Float[Array, ""]
     """Correlation of the template with its prediction from the head, 0 to 1."""
+
+
+SORTED = 4096
+"""Residuals, at least, of which the robust standard deviation is taken; known to about 2 %."""
+
+SETTLED_MM = 0.02
+"""A step that moves the brain's rim by less is the last."""
+
+LONGEST_MM = 12.0
+"""A longer step at the brain's rim leaves the region where the image is linear."""
 
 
 def generators() -> Float[Array, "12 4 4"]:
@@ -76,18 +88,31 @@ def local_contrast(
 ) -> Float32[ndarray, "i j k"]:
     """How much brighter each place is than its surroundings within 8 mm, over their standard deviation.
 
-    ``FAINT``, in units of white matter, is added to the deviation, so that noise in air stays small.
+    Parameters
+    ----------
+    data
+        Intensities, white matter near 1, on cubic voxels.
+    seen
+        1 where the scan's field of view is, 0 elsewhere.
+    spacing_mm
+        Voxel size.
+
+    Examples
+    --------
+    >>> edge = np.repeat([0.0, 1.0], 16)[:, None, None] * np.ones((32, 32, 32))
+    >>> contrast = local_contrast(edge, np.ones_like(edge), 4.0)
+    >>> contrast[[0, 15, 16, 31], 16, 16].astype(float).round(1).tolist()
+    [0.0, -1.2, 1.2, 0.0]
     """
     blur = partial(ndimage.gaussian_filter, sigma=CONTRAST_MM / spacing_mm, mode="constant", truncate=3.0)
     count = blur(seen) + 1e-6
     above = (data - blur(data * seen) / count) * seen
-    return (above / (np.sqrt(blur(above**2) / count) + FAINT)).astype(np.float32)
+    contrast: ndarray = above / (np.sqrt(blur(above**2) / count) + FAINT)
+    return contrast.astype(np.float32)
 
 
 @partial(jax.jit, static_argnames=("freedom", "steps"))
-def register(
-    moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"], *, freedom: int, steps: int
-) -> Fit:
+def register(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"], *, freedom: int, steps: int) -> Fit:
     """Move the template until it explains the head.
 
     Parameters
@@ -99,29 +124,34 @@ def register(
     freedom
         6 rigid, 7 with size, 12 affine.
     steps
-        Gauss-Newton steps.
+        Gauss-Newton steps at most; a step shorter than ``SETTLED_MM`` is the last.
     """
     directions = generators()[:freedom]
 
-    def step(pose: Array, _: None) -> tuple[Array, None]:
-        residual, slopes, weights = _linearize(moving, fixed, pose, directions)
-        normal = (slopes * weights[:, None]).T @ slopes
-        damping = 1e-3 * jnp.diag(jnp.diag(normal)) + 1e-6 * jnp.trace(normal) * jnp.eye(len(normal))
-        move = jnp.linalg.solve(normal + damping, slopes.T @ (weights * residual))[:freedom]
-        # A step longer than 12 mm at the brain's rim leaves the region where the image is linear.
-        move = move * jnp.minimum(1.0, 12.0 / (jnp.linalg.norm(move) + 1e-9))
-        return _moved(pose, move, fixed, directions), None
+    def unsettled(state: tuple[Array, Array, Array]) -> Array:
+        _, length_mm, taken = state
+        return (length_mm > SETTLED_MM) & (taken < steps)
 
-    pose, _ = jax.lax.scan(step, scanner_from_mni, None, length=steps)
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        pose, _, taken = state
+        residual, slopes, weights = _linearize(moving, fixed, pose, directions)
+        normal = (slopes * weights) @ slopes.T
+        damping = 1e-3 * jnp.diag(jnp.diag(normal)) + 1e-6 * jnp.trace(normal) * jnp.eye(len(normal))
+        move = jnp.linalg.solve(normal + damping, slopes @ (weights * residual))[:freedom]
+        length_mm = jnp.linalg.norm(move)
+        move = move * jnp.minimum(1.0, LONGEST_MM / (length_mm + 1e-9))
+        return _moved(pose, move, fixed, directions), length_mm, taken + 1
+
+    pose, _, _ = jax.lax.while_loop(unsettled, step, (scanner_from_mni, jnp.array(jnp.inf), jnp.array(0)))
     return Fit(pose, explained(moving, fixed, pose))
 
 
 @jax.jit
 def explained(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]) -> Float[Array, ""]:
-    """Correlation of the template with what the head predicts of it at a pose."""
+    """Correlation of the template with what the head predicts of it at a pose, 0 to 1."""
     values, _, weights = _sample(moving, fixed, scanner_from_mni)
     predictors = _predictors(values, fixed)
-    prediction = predictors @ _solve(predictors, fixed.values, weights)
+    prediction = _solve(predictors, fixed.values, weights) @ predictors
     share = weights / weights.sum()
     spread = fixed.values - share @ fixed.values
     left = share @ (fixed.values - prediction) ** 2 / (share @ spread**2)
@@ -133,36 +163,51 @@ def _moved(pose: Array, move: Array, fixed: Fixed, directions: Array) -> Array:
     centre = (pose @ jnp.append(_middle(fixed), 1.0))[:3]
     there = jnp.eye(4).at[:3, 3].set(centre)
     back = jnp.eye(4).at[:3, 3].set(-centre)
-    return there @ expm(jnp.tensordot(move, directions, axes=1)) @ back @ pose
+    return there @ _exponential(jnp.tensordot(move, directions, axes=1)) @ back @ pose
 
 
-def _middle(fixed: Fixed) -> Array:
-    return fixed.weights @ fixed.points_mm / fixed.weights.sum()
+def _exponential(matrix: Array) -> Float[Array, "4 4"]:
+    """Matrix exponential of a small move, by its series; jax.scipy's takes seconds to compile.
+
+    The linear part of a move of ``LONGEST_MM`` is at most 0.3, so eight terms leave 1e-9.
+    """
+    total = jnp.eye(4)
+    for order in range(8, 0, -1):
+        total = jnp.eye(4) + matrix @ total / order
+    return total
+
+
+def _middle(fixed: Fixed) -> Float[Array, "3"]:
+    return fixed.points_mm @ fixed.weights / fixed.weights.sum()
 
 
 def _sample(moving: Moving, fixed: Fixed, pose: Array) -> tuple[Array, Array, Array]:
     """The head's intensity at the template's points, its slope per voxel, and weights of what was seen."""
     vox_from_mni = moving.vox_from_scanner @ pose
-    places = fixed.points_mm @ vox_from_mni[:3, :3].T + vox_from_mni[:3, 3]
+    places = vox_from_mni[:3, :3] @ fixed.points_mm + vox_from_mni[:3, 3:]
 
     def at(place: Array) -> Array:
         return gather(moving.data, place[:, None], 1)[0]
 
-    values, slopes = jax.vmap(jax.value_and_grad(at))(places)
-    return values, slopes, fixed.weights * gather(moving.seen, places.T, 1) + 1e-6
+    values, slopes = jax.vmap(jax.value_and_grad(at), in_axes=1, out_axes=(0, 1))(places)
+    return values, slopes, fixed.weights * gather(moving.seen, places, 1) + 1e-6
 
 
-def _predictors(values: Array, fixed: Fixed) -> Float[Array, "n 6"]:
+def _predictors(values: Array, fixed: Fixed) -> Float[Array, "6 n"]:
     """What the template is predicted from: intensity, its square, its product with position, a constant."""
-    position = (fixed.points_mm - _middle(fixed)) / ARM_MM
-    columns = [values, values**2, *(values * axis for axis in position.T), jnp.ones_like(values)]
-    return jnp.stack(columns, axis=1)
+    return jnp.stack([values, values**2, *(values * _position(fixed)), jnp.ones_like(values)])
 
 
-def _solve(predictors: Array, values: Array, weights: Array) -> Array:
-    normal = (predictors * weights[:, None]).T @ predictors
+def _position(fixed: Fixed) -> Float[Array, "3 n"]:
+    """Place in the brain, about -1 to 1."""
+    return (fixed.points_mm - _middle(fixed)[:, None]) / ARM_MM
+
+
+def _solve(predictors: Array, values: Array, weights: Array) -> Float[Array, "6"]:
+    """Coefficients of the weighted least squares prediction, hardly damped."""
+    normal = (predictors * weights) @ predictors.T
     normal = normal + 1e-5 * jnp.trace(normal) * jnp.eye(len(normal))
-    return jnp.linalg.solve(normal, predictors.T @ (weights * values))
+    return jnp.linalg.solve(normal, predictors @ (weights * values))
 
 
 def _linearize(moving: Moving, fixed: Fixed, pose: Array, directions: Array) -> tuple[Array, Array, Array]:
@@ -170,14 +215,21 @@ def _linearize(moving: Moving, fixed: Fixed, pose: Array, directions: Array) -> 
     values, slope_vox, weights = _sample(moving, fixed, pose)
     predictors = _predictors(values, fixed)
     coefficients = _solve(predictors, fixed.values, weights)
-    residual = fixed.values - predictors @ coefficients
-    scale = 1.4826 * jnp.median(jnp.abs(residual)) + 1e-6
-    weights = weights * jnp.clip(1 - (residual / (TUKEY * scale)) ** 2, 0.0) ** 2
-    position = (fixed.points_mm - _middle(fixed)) / ARM_MM
-    gain = coefficients[0] + 2 * coefficients[1] * values + position @ coefficients[2:5]
-    slope_mm = slope_vox @ moving.vox_from_scanner[:3, :3]
-    centre = (pose @ jnp.append(_middle(fixed), 1.0))[:3]
-    arm = fixed.points_mm @ pose[:3, :3].T + pose[:3, 3] - centre
-    motion = jnp.einsum("kab,nb->nka", directions[:, :3, :3], arm) + directions[:, :3, 3]
-    along = gain[:, None] * jnp.einsum("nka,na->nk", motion, slope_mm)
-    return residual, jnp.concatenate([along, predictors], axis=1), weights
+    residual = fixed.values - coefficients @ predictors
+    weights = weights * jnp.clip(1 - (residual / (TUKEY * _deviation(residual))) ** 2, 0.0) ** 2
+    gain = coefficients[0] + 2 * coefficients[1] * values + coefficients[2:5] @ _position(fixed)
+    along = gain * _slopes_along(moving.vox_from_scanner[:3, :3].T @ slope_vox, fixed, pose, directions)
+    return residual, jnp.concatenate([along, predictors]), weights
+
+
+def _deviation(residual: Array) -> Float[Array, ""]:
+    """Robust standard deviation of a sample spread over the brain; to sort all residuals costs more than the rest."""
+    sample = residual[:: max(1, len(residual) // SORTED)]
+    return 1.4826 * jnp.median(jnp.abs(sample)) + 1e-6
+
+
+def _slopes_along(slope_mm: Array, fixed: Fixed, pose: Array, directions: Array) -> Float[Array, "freedom n"]:
+    """How the head's intensity at each point changes along each direction of movement."""
+    arm = pose[:3, :3] @ (fixed.points_mm - _middle(fixed)[:, None])
+    moments = slope_mm[:, None] * jnp.concatenate([arm, jnp.ones_like(arm[:1])])
+    return directions[:, :3].reshape(-1, 12) @ moments.reshape(12, -1)

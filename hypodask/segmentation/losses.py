@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 from numpy import ndarray
 
@@ -26,6 +25,7 @@ def soft_dice(a: Float[Array, "*n class_"], b: Float[Array, "*n class_"]) -> Flo
 def dice(a: Bool[ndarray, "..."], b: Bool[ndarray, "..."]) -> float:
     """Dice overlap of two masks, 0 to 1; 1 when both are empty.
 
+    >>> import numpy as np
     >>> dice(np.array([True, True, False]), np.array([True, False, False])).__round__(3)
     0.667
     """

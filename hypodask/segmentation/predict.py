@@ -1,5 +1,6 @@
 """From a scan and its pose to the posteriors of a network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from os import PathLike
@@ -49,19 +50,31 @@ FINE_MM = 1.0
 """Grids finer than this are reached by cubic B-splines, coarser ones by a low-pass and trilinear."""
 
 HYPOTHALAMUS_CENTRE_MM = (0.0, -5.0, -6.0)
+"""Middle of the hypothalamus in AC-PC space."""
 
 
 class Network(Protocol):
     """A network that is ready to run on any scan."""
 
-    task: Task
-    name: str
-    """Name and the first 12 hex digits of the sha256 of the weights."""
-    protocol: str
-    calibrated: bool
-    """Whether posteriors may be summed to a volume; otherwise labels are counted."""
-    relative_volume_sd: float | None
-    """Measured on held-out heads; None where nobody measured it."""
+    @property
+    def task(self) -> Task:
+        """What it outlines."""
+
+    @property
+    def name(self) -> str:
+        """Name and the first 12 hex digits of the sha256 of the weights."""
+
+    @property
+    def protocol(self) -> str:
+        """Whose outlines it learnt."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether posteriors may be summed to a volume; otherwise labels are counted."""
+
+    @property
+    def relative_volume_sd(self) -> float | None:
+        """Standard deviation of predicted over true volume on held-out heads; None where nobody measured it."""
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan."""
@@ -93,16 +106,14 @@ class ShippedNetwork:
         return self.card.relative_volume_sd
 
     @cached_property
-    def _predict(self):  # type: ignore[no-untyped-def]
+    def _predict(self) -> Callable[[Array], Array]:
         return predictor(self.model)
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Resample once onto the network's grid, scale, and ask the network."""
         grid = input_grid(self.card.geometry)
         fine = max(grid.spacing_mm) < FINE_MM
-        image = resample(
-            scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1
-        )
+        image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
         return Segmentation(self.posteriors(SCALINGS[self.card.geometry.intensity](image)), grid, TABLES[self.task])
 
     def posteriors(self, image: Float[ndarray, "x y z"]) -> Float[ndarray, "channel x y z"]:
@@ -134,9 +145,13 @@ class ImportedNetwork:
         """Posteriors in a block around the hypothalamus, in scanner space."""
         centre = transform_points(np.linalg.inv(alignment.acpc_from_scanner), np.array(HYPOTHALAMUS_CENTRE_MM))
         grid = import_grid(scan.grid, centre)
-        low, high = intensity_window(scan.data)
-        image = np.clip((resample(scan.data, scan.grid, grid) - low) / (high - low), 0, 1)
+        image = _windowed(resample(scan.data, scan.grid, grid), *intensity_window(scan.data))
         return Segmentation(self.model.posteriors(image), grid, self.model.labels)
+
+
+def _windowed(image: Float[ndarray, "i j k"], low: float, high: float) -> Float[ndarray, "i j k"]:
+    """Intensities from ``low`` to ``high`` as 0 to 1; zeros where all tissue has one intensity."""
+    return np.clip((image - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
 
 
 def load_network(name_or_path: str | PathLike[str]) -> ShippedNetwork | ImportedNetwork:
@@ -158,9 +173,20 @@ def _loaded(path: Path, digest: str) -> ShippedNetwork | ImportedNetwork:
     if path.suffix.lower() in KERAS_SUFFIXES:
         return ImportedNetwork(import_hypothalamus_seg(path), digest)
     model, card = load_weights(path)
-    if card.geometry.intensity not in SCALINGS:
-        raise ModelError(f"{path} wants intensities scaled by {card.geometry.intensity!r}; known are {list(SCALINGS)}")
+    _check_geometry(path, card.geometry)
     return ShippedNetwork(model, card, digest)
+
+
+def _check_geometry(path: Path, geometry: InputGeometry) -> None:
+    if geometry.intensity not in SCALINGS:
+        raise ModelError(
+            f"{path} wants intensities scaled by {geometry.intensity!r}; known are {list(SCALINGS)}: update hypodask"
+        )
+    if geometry.slice_axis != 1 or geometry.centre_mm[0]:
+        raise ModelError(
+            f"{path} wants slices across axis {geometry.slice_axis} around x = {geometry.centre_mm[0]:g} mm; needed "
+            "are coronal ones (axis 1) around the midline, where a head can be mirrored: train it on such"
+        )
 
 
 def input_grid(geometry: InputGeometry) -> Grid:

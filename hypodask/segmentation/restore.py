@@ -1,75 +1,89 @@
 """Label maps where people want them: on the paper's slab, and in the scan's own space."""
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
+from scipy import ndimage
 
-from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, slab_grid, transform_points
-from hypodask.resample import SHAPE_CLASS, resample
+from hypodask.grid import Grid, slab_grid, transform_points
 from hypodask.segmentation.segmentation import Segmentation
 
-COARSE_TIMES = 4
-"""The slab's in-plane voxels go four times into the 0.5 mm at which networks see it."""
+Part = tuple[slice, ...]
 
 
 def label_map_on(
     segmentation: Segmentation, grid: Grid, grid_from_segmentation: Float[ndarray, "4 4"]
 ) -> UInt8[ndarray, "i j k"]:
-    """The most probable label at each voxel of another grid; posteriors are interpolated, never labels."""
-    label_map = np.zeros(grid.shape, np.uint8)
-    found = np.argwhere(segmentation.posteriors[0] < 0.5)
-    if not len(found):
-        return label_map
+    """The most probable label at each voxel of another grid; posteriors are interpolated, never labels.
+
+    Posteriors are looked up at the voxels' centres and not averaged over the voxels: averaging would shrink
+    a small structure on thick slices, while counting centres keeps its volume on average.
+
+    Parameters
+    ----------
+    segmentation
+        Posteriors on their own grid.
+    grid
+        Where the labels are wanted.
+    grid_from_segmentation
+        From the space of the segmentation's grid to the space of ``grid``, mm.
+
+    Returns
+    -------
+    ndarray
+        Numbers of ``segmentation.labels``, 0 for background and beyond the segmentation's grid. ``i`` is
+        fastest in memory, as in the scans that are stored beside it.
+
+    Examples
+    --------
+    >>> from hypodask.grid import box_grid
+    >>> from hypodask.labels import ICV
+    >>> posteriors = np.zeros((2, 4, 4, 4), np.float32)
+    >>> posteriors[1, 1:3, 1:3, 1:3] = 1.0
+    >>> posteriors[0] = 1 - posteriors[1]
+    >>> cavity = Segmentation(posteriors, box_grid((4, 4, 4), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)), ICV)
+    >>> finer = box_grid((8, 8, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    >>> int(label_map_on(cavity, finer, np.eye(4)).sum())  # a cube of 4 x 4 x 4 without its corners
+    56
+    """
+    label_map = np.zeros(grid.shape, np.uint8, order="F")
     vox_from_seg = np.linalg.inv(grid.space_from_vox) @ grid_from_segmentation @ segmentation.grid.space_from_vox
-    reached = transform_points(vox_from_seg, found)
-    low = np.clip(np.floor(reached.min(0)) - 1, 0, grid.shape).astype(int)
-    high = np.clip(np.ceil(reached.max(0)) + 2, 0, grid.shape).astype(int)
-    if (high <= low).any():
-        return label_map
-    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    label_map[part] = _most_probable(segmentation, _block(grid, low, high), grid_from_segmentation)[
-        tuple(slice(0, n) for n in high - low)
-    ]
+    part = _reached(segmentation.posteriors[0] < 0.5, vox_from_seg, grid.shape)
+    if part:
+        label_map[part] = _most_probable(segmentation, np.linalg.inv(vox_from_seg), part)
     return label_map
 
 
-def slab_label_map(segmentation: Segmentation, acpc_from_segmentation: Float[ndarray, "4 4"]) -> UInt8[ndarray, "x y z"]:
-    """The label map on the 512 x 50 x 512 slab of the paper.
-
-    Posteriors are brought to the slab at 0.5 mm, then interpolated linearly to its in-plane 0.125 mm.
-    """
-    slab = slab_grid()
-    i, j, k = slab.shape
-    coarse = box_grid((i // COARSE_TIMES, j, k // COARSE_TIMES), (0.5, 0.5, 0.5), SLAB_CENTRE_MM)
-    posteriors = _posteriors_on(segmentation, coarse, acpc_from_segmentation)
-    finer = _finer(i // COARSE_TIMES)
-    fine = np.stack([np.einsum("xi,ijk,zk->xjz", finer, channel, finer, optimize=True) for channel in posteriors])
-    return _numbers(segmentation)[fine.argmax(axis=0)]
+def slab_label_map(
+    segmentation: Segmentation, acpc_from_segmentation: Float[ndarray, "4 4"]
+) -> UInt8[ndarray, "x y z"]:
+    """The label map on the 512 x 50 x 512 slab of the paper, as :func:`label_map_on` gives it."""
+    return label_map_on(segmentation, slab_grid(), acpc_from_segmentation)
 
 
-def _finer(size: int) -> Float[ndarray, "fine coarse"]:
-    """Linear interpolation along one axis, voxel edges kept, as a matrix."""
-    places = (np.arange(size * COARSE_TIMES) + 0.5) / COARSE_TIMES - 0.5
-    return np.clip(1 - np.abs(places[:, None] - np.arange(size)), 0, 1).astype(np.float32)
+def _reached(found: Bool[ndarray, "i j k"], to_from: ndarray, shape: tuple[int, int, int]) -> Part | None:
+    """The part of another grid where a label can win: around the voxels where background does not."""
+    if not found.any():
+        return None
+    reached = transform_points(to_from, np.argwhere(found))
+    margin = np.abs(to_from[:3, :3]).sum(axis=1)  # interpolation reaches up to the next voxel
+    low = np.clip(np.floor(reached.min(0) - margin), 0, shape).astype(int).tolist()
+    high = np.clip(np.ceil(reached.max(0) + margin) + 1, 0, shape).astype(int).tolist()
+    return None if any(a >= b for a, b in zip(low, high, strict=True)) else tuple(map(slice, low, high))
 
 
-def _most_probable(segmentation: Segmentation, grid: Grid, to_from: ndarray) -> ndarray:
-    return _numbers(segmentation)[_posteriors_on(segmentation, grid, to_from).argmax(axis=0)]
-
-
-def _posteriors_on(segmentation: Segmentation, grid: Grid, to_from: ndarray) -> Float[ndarray, "channel i j k"]:
-    """Background is what the labels leave, also beyond the segmentation's grid."""
-    labels = [resample(channel, segmentation.grid, grid, onto_from_grid=to_from) for channel in segmentation.posteriors[1:]]
-    return np.stack([1 - np.sum(labels, axis=0), *labels])
-
-
-def _numbers(segmentation: Segmentation) -> UInt8[ndarray, "channel"]:
-    return np.array([0, *(label.index for label in segmentation.labels)], np.uint8)
-
-
-def _block(grid: Grid, low: ndarray, high: ndarray) -> Grid:
-    """A part of a grid, rounded up to a shape class, so that few shapes are compiled."""
-    matrix = np.array(grid.space_from_vox)
-    matrix[:3, 3] = transform_points(matrix, low)
-    i, j, k = (SHAPE_CLASS * np.ceil((high - low) / SHAPE_CLASS)).astype(int).tolist()
-    return Grid((i, j, k), matrix, grid.space)
+def _most_probable(segmentation: Segmentation, seg_from_vox: ndarray, part: Part) -> UInt8[ndarray, "i j k"]:
+    """Numbers of the labels in a part of a grid; background is what the labels leave."""
+    seg_from_part = seg_from_vox.copy()
+    seg_from_part[:3, 3] = transform_points(seg_from_vox, np.array([axis.start for axis in part]))
+    shape = tuple(axis.stop - axis.start for axis in part)
+    labels = [
+        ndimage.affine_transform(channel, seg_from_part, output_shape=shape, order=1, mode="grid-constant")
+        for channel in segmentation.posteriors[1:]
+    ]
+    best = 1 - np.sum(labels, axis=0)
+    numbers = np.zeros(shape, np.uint8)
+    for label, posterior in zip(segmentation.labels, labels, strict=True):
+        numbers[posterior > best] = label.index
+        np.maximum(best, posterior, out=best)
+    return numbers

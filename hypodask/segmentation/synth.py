@@ -24,8 +24,10 @@ TISSUES: Mapping[str, tuple[int, ...]] = {
     "pallidum": (13, 52),
     "stem": (16, 28, 60),
     "fluid": (4, 5, 14, 15, 24, 43, 44),
+    "vessel": (25, 30, 57, 62, 72, 85, 136, 137, 163, 164),
 }
-"""Labels that share an intensity; any other label has one of its own."""
+"""Labels that share an intensity; any other label has one of its own. Small structures of many kinds go
+with the vessels."""
 
 T1_MEAN = {"white": 1.0, "cortex": 0.68, "nuclei": 0.78, "pallidum": 0.92, "stem": 0.92, "fluid": 0.2}
 """Intensity of each tissue in T1-weighted scans, in units of white matter (typical of MPRAGE)."""

@@ -14,7 +14,7 @@ from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
 from hypodask.grid import Grid, box_grid
-from hypodask.labels import HYPOTHALAMUS, LabelTable
+from hypodask.labels import HYPOTHALAMUS, Hemisphere, LabelTable
 from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation.keras_import import ImportedModel, intensity_window
@@ -26,6 +26,8 @@ receptive field (21 voxels) at any turn."""
 
 BLOCK_CENTRE_MM = (0.0, -5.0, -6.0)
 """Middle of the hypothalamus in AC-PC space."""
+
+HEMISPHERES: tuple[Hemisphere, Hemisphere] = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def consensus(
     onto: Grid,
     *,
     seed: int = 0,
-    options: ConsensusOptions = ConsensusOptions(),  # noqa: B008 - frozen
+    options: ConsensusOptions = ConsensusOptions(),
 ) -> tuple[Segmentation, Float[ndarray, "run"]]:
     """Mean posteriors of left and right hypothalamus over many runs, on ``onto`` in AC-PC space.
 
@@ -82,7 +84,9 @@ def _random_block(rng: np.random.Generator, options: ConsensusOptions, *, mirror
     block = box_grid((BLOCK,) * 3, (1.0, 1.0, 1.0), BLOCK_CENTRE_MM)
     angles = rng.uniform(-1, 1, 3) * options.turn_deg
     turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag([-1.0 if mirrored else 1.0, 1, 1])
+    turn[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    if mirrored:
+        turn[:3, 0] *= -1
     centre = np.array(BLOCK_CENTRE_MM)
     turn[:3, 3] = centre - turn[:3, :3] @ centre + rng.uniform(-1, 1, 3) * options.shift_mm
     return Grid(block.shape, turn @ block.space_from_vox, "acpc")
@@ -91,7 +95,5 @@ def _random_block(rng: np.random.Generator, options: ConsensusOptions, *, mirror
 def _sides(posteriors: Float[ndarray, "channel i j k"], labels: LabelTable) -> Float[ndarray, "3 i j k"]:
     """Background, left and right from the posteriors of subunits."""
     number = {label.structure: channel for channel, label in enumerate(labels, start=1)}
-    left, right = (posteriors[[number[label.structure] for label in labels.of(side)]].sum(0) for side in ("left", "right"))
-    return np.stack([posteriors[0], left, right])
-
-
+    channels = [[number[label.structure] for label in labels.of(side)] for side in HEMISPHERES]
+    return np.stack([posteriors[0], *(posteriors[side].sum(0) for side in channels)])

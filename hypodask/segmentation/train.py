@@ -8,9 +8,9 @@ goes, and the same call goes on from it.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 from safetensors.numpy import load_file, save_file
 
+from hypodask.errors import ModelError
 from hypodask.grid import Grid
 from hypodask.resample import gather
 from hypodask.segmentation.augment import Variation, contrast_of, points_of
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 COARSE = 4
 """Warps are worked out at every fourth pixel and interpolated: they are smooth over ten or more."""
 
+WARM_UP_STEPS = 50
+"""Steps over which the rate rises, or half of all where that is less."""
+
 
 class Head(NamedTuple):
     """One head as a network could be shown it, before pose and contrast vary."""
@@ -44,6 +48,7 @@ class Head(NamedTuple):
 
 
 Maker = Callable[[PRNGKeyArray], Head]
+Batch = tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Schedule:
     """Decay of the average of the weights."""
     seed: int = 0
     log_every: int = 50
+    checkpoint_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -98,55 +104,69 @@ def train(task: Task, config: UNetConfig, schedule: Schedule, *, checkpoint: Pat
     schedule
         Steps, batch and rates.
     checkpoint
-        Written every 100 steps, and gone on from where it exists.
+        Written every ``schedule.checkpoint_every`` steps, and gone on from where it exists: what comes out is
+        what an undisturbed run gives.
 
     Returns
     -------
     UNet
         With the averaged weights.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint belongs to another network.
     """
     model = UNet(config, rngs=nnx.Rngs(schedule.seed))
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    rates = optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, 50, schedule.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=schedule.weight_decay))
-    state = _State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0))
-    state = _resumed(state, checkpoint)
-    key = jax.random.key(schedule.seed)
-    losses: list[float] = []
+    graph, params, stats = cast(tuple[Any, Any, Any], nnx.split(model, nnx.Param, nnx.BatchStat))
+    optimizer = _optimizer(schedule)
+    state = _resumed(_State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0)), checkpoint)
+    key, drawn, losses = jax.random.key(schedule.seed), drawer(task, schedule), []
     for step in range(int(state.step), schedule.steps):
-        inputs, truth = draw(task, schedule, jax.random.fold_in(key, step))
+        inputs, truth = drawn(jax.random.fold_in(key, step))
         state, loss = _learn(graph, optimizer, schedule.average, state, inputs, truth)
         losses.append(float(loss))
         if step % schedule.log_every == schedule.log_every - 1:
             log.info("step %d loss %.4f", step + 1, np.mean(losses[-schedule.log_every :]))
-        if checkpoint and step % 100 == 99:
-            save_file({str(n): np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}, checkpoint)
-    return nnx.merge(graph, *state.average)
+        if checkpoint and step % schedule.checkpoint_every == schedule.checkpoint_every - 1:
+            _keep(state, checkpoint)
+    params, stats = state.average
+    return cast(UNet, nnx.merge(graph, params, stats))
 
 
-def draw(task: Task, schedule: Schedule, key: PRNGKeyArray) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w k"]]:
-    """One batch of slices and their truth, background first."""
-    inputs, truth = _drawer(task, schedule)(jax.random.split(key, schedule.heads))
-    return inputs.reshape(-1, *inputs.shape[2:]), truth.reshape(-1, *truth.shape[2:])
+def draw(task: Task, schedule: Schedule, key: PRNGKeyArray) -> Batch:
+    """One batch of slices and their truth, background first; compiled anew, for more of them see ``drawer``."""
+    return drawer(task, schedule)(key)
 
 
-_drawers: dict[tuple[int, Schedule], tuple[Task, Callable[..., Any]]] = {}
+def drawer(task: Task, schedule: Schedule) -> Callable[[PRNGKeyArray], Batch]:
+    """Compile the drawing of batches, one for each key."""
+
+    @jax.jit
+    def of_head(head: Head, keys: PRNGKeyArray) -> Batch:
+        examples = [_slice(task, head, key) for key in keys]
+        return jnp.stack([values for values, _ in examples]), jnp.stack([truth for _, truth in examples])
+
+    def of_batch(key: PRNGKeyArray) -> Batch:
+        parts = []
+        for one in jax.random.split(key, schedule.heads):
+            keys = jax.random.split(one, 1 + schedule.slices)
+            # Made before slices are looked up: compiled together, a head would be made anew for every voxel.
+            parts.append(of_head(task.make(keys[0]), keys[1:]))
+        return jnp.concatenate([inputs for inputs, _ in parts]), jnp.concatenate([truth for _, truth in parts])
+
+    return of_batch
 
 
-def _drawer(task: Task, schedule: Schedule) -> Callable[..., Any]:
-    """The compiled drawing function of a task."""
-    known = _drawers.get((id(task), schedule))
-    if known is None:
+@lru_cache(maxsize=4)
+def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
+    """AdamW whose rate rises for a while and falls along a cosine.
 
-        def of_head(key: PRNGKeyArray) -> tuple[Array, Array]:
-            first, *rest = jax.random.split(key, 1 + schedule.slices)
-            head = task.make(first)
-            examples = [_slice(task, head, one) for one in rest]
-            return jnp.stack([e[0] for e in examples]), jnp.stack([e[1] for e in examples])
-
-        known = task, jax.jit(lambda keys: jax.lax.map(of_head, keys))
-        _drawers[id(task), schedule] = known
-    return known[1]
+    One object for one schedule: a step is compiled for the object it is given.
+    """
+    rise = min(WARM_UP_STEPS, schedule.steps // 2)
+    rates = optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, rise, schedule.steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=schedule.weight_decay))
 
 
 def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w c"], Float[Array, "h w k"]]:
@@ -184,7 +204,9 @@ def _slab_points(task: Task, middle: Array) -> Float[Array, "slice h w 3"]:
 
 
 @partial(jax.jit, static_argnames=("graph", "optimizer", "average"))
-def _learn(graph: Any, optimizer: Any, average: float, state: _State, inputs: Array, truth: Array) -> tuple[_State, Array]:
+def _learn(
+    graph: Any, optimizer: optax.GradientTransformation, average: float, state: _State, inputs: Array, truth: Array
+) -> tuple[_State, Array]:
     """One step of AdamW."""
 
     def loss_of(params: Any) -> tuple[Array, Any]:
@@ -200,11 +222,20 @@ def _learn(graph: Any, optimizer: Any, average: float, state: _State, inputs: Ar
     return _State(params, stats, mean, optimizer_state, state.step + 1), loss
 
 
+def _keep(state: _State, checkpoint: Path) -> None:
+    """Write a checkpoint that is there whole or not at all."""
+    partial_file = checkpoint.with_suffix(".partial")
+    save_file({str(n): np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}, partial_file)
+    partial_file.replace(checkpoint)
+
+
 def _resumed(state: _State, checkpoint: Path | None) -> _State:
     """The state of a checkpoint, where there is one."""
     if checkpoint is None or not checkpoint.exists():
         return state
     stored = load_file(checkpoint)
     leaves, tree = jax.tree.flatten(state)
-    return jax.tree.unflatten(tree, [jnp.asarray(stored[str(n)]) for n in range(len(leaves))])
-
+    known = [stored[name] for name in sorted(stored, key=int)]
+    if [leaf.shape for leaf in known] != [leaf.shape for leaf in leaves]:
+        raise ModelError(f"{checkpoint} belongs to another network; delete it, or train the network it was made for")
+    return cast(_State, jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in known]))

@@ -299,8 +299,9 @@ def _variables(model: UNet) -> dict[str, nnx.Variable[Any]]:
 
 def _fill(config: UNetConfig, file: Any) -> UNet:
     """Build a network from the tensors of an open file, whose shapes are checked before any is read."""
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
-    wanted = {name: tuple(variable.shape) for name, variable in _variables(abstract).items()}
+    # Shapes alone: drawing random weights only to overwrite them would cost every worker seconds.
+    model = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    wanted = {name: tuple(variable.shape) for name, variable in _variables(model).items()}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if wanted != found:
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -310,7 +311,6 @@ def _fill(config: UNetConfig, file: Any) -> UNet:
         )
     tensors = {name: np.asarray(file.get_tensor(name)) for name in wanted}
     _check_finite(tensors)
-    model = UNet(config, rngs=nnx.Rngs(0))
     for name, variable in _variables(model).items():
         variable.set_value(jnp.asarray(tensors[name], jnp.float32))
     return model

@@ -1,0 +1,55 @@
+"""What training minimises, against values worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypodask.segmentation.losses import dice, segmentation_loss, soft_dice
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def one_pixel_of_four():
+    """Truth of a 2 x 2 slice with one pixel of foreground."""
+    foreground = jnp.zeros((1, 2, 2)).at[0, 0, 0].set(1.0)
+    return jnp.stack([1 - foreground, foreground], axis=-1)
+
+
+def test_loss_of_a_network_that_knows_nothing(one_pixel_of_four):
+    # Cross-entropy ln 2; soft Dice of the foreground (2 * 0.5 + 1) / (4 * 0.25 + 1 + 1).
+    expected = 5 * np.log(2) + 1 - 2 / 3
+    assert segmentation_loss(jnp.zeros((1, 2, 2, 2)), one_pixel_of_four) == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_of_a_network_that_is_right_and_sure_is_nothing(one_pixel_of_four):
+    assert segmentation_loss(40 * one_pixel_of_four, one_pixel_of_four) == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_is_least_at_the_soft_labels_themselves():
+    truth = jnp.array([0.3, 0.7]).reshape(1, 1, 1, 2)
+    slope = jax.grad(lambda logits: segmentation_loss(logits, truth))(jnp.log(truth))
+    assert np.abs(slope).max() < 1e-6
+
+
+def test_soft_dice_of_equal_labels_is_one_in_every_class():
+    labels = jax.random.uniform(jax.random.key(0), (3, 4, 5, 2))
+    assert soft_dice(labels, labels).tolist() == pytest.approx([1, 1])
+
+
+def test_soft_dice_is_symmetric():
+    a, b = jax.random.uniform(jax.random.key(1), (2, 7, 3))
+    np.testing.assert_allclose(soft_dice(a, b), soft_dice(b, a), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [([1, 1, 0, 0], [0, 1, 1, 0], 0.5), ([1, 0], [0, 1], 0.0), ([0, 0], [0, 0], 1.0), ([1, 1], [1, 1], 1.0)],
+)
+def test_dice_of_masks(a, b, expected):
+    assert dice(np.array(a, bool), np.array(b, bool)) == expected

@@ -1,0 +1,264 @@
+"""One scan in, one row out: volumes when all is well, the stage and the reason when it is not."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from flax import nnx
+from segmentations import ellipsoid, labelled
+
+from hypodask import pipeline
+from hypodask.alignment import Alignment
+from hypodask.errors import AlignmentError, ModelError
+from hypodask.grid import box_grid, transform_points
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.pipeline import load_models, process_scan
+from hypodask.segmentation import Segmentation
+from hypodask.segmentation.unet import UNet, UNetConfig
+from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
+from hypodask.store import read_done, read_label_map, read_record, read_stored_scan, verify_store
+
+BOX = box_grid((40, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
+HEAD = box_grid((44, 52, 44), (4.0, 4.0, 4.0), (0.0, -16.0, 8.0))
+CAVITY = ((0.0, -18.0, 12.0), (64.0, 78.0, 62.0))
+SIDES = [ellipsoid(BOX, (x, -5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
+POSE = Alignment(np.eye(4), np.zeros(3), np.array([0, -26.5, 0]), np.eye(4), score=0.7, flagged=False)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A network that finds the same in every head."""
+
+    found: Segmentation
+    task: str = "hypothalamus"
+    name: str = "fake:1"
+    protocol: str = "fake protocol"
+    calibrated: bool = True
+    relative_volume_sd: float | None = None
+
+    def segment(self, scan, alignment):
+        return self.found
+
+
+HYP = Fake(labelled(BOX, HYPOTHALAMUS, SIDES), relative_volume_sd=0.05)
+CRANIUM = Fake(labelled(HEAD, ICV, [ellipsoid(HEAD, *CAVITY)]), "icv", "fake icv:2", ICV.protocol)
+FAKES = (HYP, CRANIUM)
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """``aligned(pose)`` makes every alignment give this one."""
+
+    def give(pose):
+        monkeypatch.setattr(pipeline, "align", lambda scan: pose)
+
+    give(POSE)
+    return give
+
+
+@pytest.fixture
+def scan_file(tmp_path):
+    """``scan_file()`` writes a head of 4 mm voxels: brain in a cavity, and tissue around it."""
+
+    def write(name="sub-01_T1w.nii.gz", *, skull=True, shape=(56, 60, 56), centre=(0.0, -16.0, 8.0)):
+        grid = box_grid(shape, (4.0, 4.0, 4.0), centre)
+        at = transform_points(grid.space_from_vox, np.moveaxis(np.indices(shape), 0, -1)) - np.array(CAVITY[0])
+        radius = np.linalg.norm(at / CAVITY[1], axis=-1)
+        voxels = 100 * (radius < 1) + 60 * skull * ((radius > 1) & (radius < 1.4))
+        nib.save(nib.Nifti1Image(voxels.astype(np.uint8), grid.space_from_vox), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def raising(error):
+    def refuse(*_):
+        raise error
+
+    return refuse
+
+
+def stores(out: Path) -> list[Path]:
+    return [path for path in out.rglob("*") if path.is_file()]
+
+
+def test_a_scan_becomes_a_row_of_volumes(aligned, scan_file):
+    row = process_scan(scan_file(), models=FAKES)
+    assert (row.status, row.stage, row.scan, row.reason) == ("done", "", "sub-01_T1w", "")
+    assert row["hypothalamus"] == pytest.approx(2 * 4 / 3 * np.pi * 4 * 6 * 4, rel=0.02)
+    assert row["icv"] == pytest.approx(4 / 3 * np.pi * 64 * 78 * 62, rel=0.02)
+    assert row["hypothalamus"] == row.soft_volume_mm3["hypothalamus"]
+    assert row["hypothalamus_left"] == pytest.approx(row["hypothalamus_right"], rel=1e-3)
+    assert (row.model, row.protocol) == ("fake:1 fake icv:2", "fake protocol")
+    assert (row.alignment_score, row.acpc_distance_mm, row.flagged) == (0.7, 26.5, False)
+    assert 0.5 < row.quality <= 1
+    assert len(row.sha256) == 64
+    assert row.seconds > 0
+    assert (row.store, row.warnings) == ("", "")
+
+
+def test_only_a_network_with_a_measured_error_has_an_interval(aligned, scan_file):
+    row = process_scan(scan_file(), models=FAKES)
+    assert row.volume_high_mm3["hypothalamus"] == pytest.approx(1.098 * row["hypothalamus"])
+    assert row.volume_low_mm3["hypothalamus"] == pytest.approx(0.902 * row["hypothalamus"])
+    assert "icv" not in row.volume_low_mm3
+
+
+def test_a_network_that_is_not_calibrated_counts_labels(aligned, scan_file):
+    row = process_scan(scan_file(), models=(replace(HYP, calibrated=False), CRANIUM))
+    assert row["hypothalamus"] == row.label_volume_mm3["hypothalamus"] != row.soft_volume_mm3["hypothalamus"]
+
+
+def test_everything_is_kept_in_a_store_that_is_marked_as_done(aligned, scan_file, out):
+    path = scan_file()
+    row = process_scan(path, scan="sub-01", out=out, store="scans/Ulm/sub-01.nii.zarr", models=FAKES)
+    url = str(out / row.store)
+    assert row.store == "scans/Ulm/sub-01.nii.zarr"
+    assert verify_store(url) == []
+    done = read_done(url)
+    assert (done["scan"], done["sha256"], done["model"]) == ("sub-01", row.sha256, row.model)
+    assert read_record(url, "alignment")["acpc_from_scanner"] == np.eye(4).tolist()
+    np.testing.assert_array_equal(read_stored_scan(url).stored, nib.load(path).get_fdata())
+    for name, expected in (("icv_scan", row["icv"]), ("hypothalamus_slab", row["hypothalamus"])):
+        label_map, grid = read_label_map(url, name)
+        assert (label_map > 0).sum() * grid.voxel_volume_mm3 == pytest.approx(expected, rel=0.05)
+    assert read_label_map(url, "hypothalamus_scan")[1].shape == (56, 60, 56)
+
+
+def test_label_maps_of_a_network_in_scanner_space_are_carried_to_the_slab(aligned, scan_file, out):
+    pose = np.eye(4)
+    pose[:3, 3] = (0.0, 3.0, -4.0)
+    aligned(replace(POSE, acpc_from_scanner=pose))
+    parts = [side if n == 0 else np.zeros_like(side) for side in SIDES for n in range(5)]
+    moved = BOX.moved(np.linalg.inv(pose), "scanner")
+    subunits = Fake(labelled(moved, HYPOTHALAMUS_SUBUNITS, parts), calibrated=False)
+    row = process_scan(scan_file(), out=out, models=(subunits, CRANIUM))
+    label_map, grid = read_label_map(str(out / row.store), "hypothalamus_slab")
+    left = transform_points(grid.space_from_vox, np.argwhere(label_map == 1)).mean(axis=0)
+    np.testing.assert_allclose(left, (-6.0, -5.0, -6.0), atol=0.1)
+    assert row["anterior_inferior_left"] == row["hypothalamus_left"]
+
+
+def test_a_file_that_is_missing_is_a_failed_row(out):
+    row = process_scan("nowhere/sub-09.nii.gz", out=out, models=FAKES)
+    assert (row.status, row.stage, row.error, row.scan) == ("failed", "read", "MissingScanError", "sub-09")
+    assert "there is no such file" in row.reason
+    assert not stores(out)
+
+
+def test_a_file_that_was_cut_short_is_a_failed_row(scan_file, tmp_path):
+    whole = scan_file("whole.nii").read_bytes()
+    (tmp_path / "cut.nii").write_bytes(whole[: len(whole) // 2])
+    row = process_scan(tmp_path / "cut.nii", models=FAKES)
+    assert (row.status, row.stage, row.error) == ("failed", "read", "TruncatedScanError")
+
+
+def test_what_is_no_head_fails_when_it_is_aligned_and_leaves_no_store(monkeypatch, scan_file, out):
+    error = AlignmentError("no human head was found")
+    error.add_note("It may be a fruit.")
+    monkeypatch.setattr(pipeline, "align", raising(error))
+    row = process_scan(scan_file(), out=out, models=FAKES)
+    assert (row.status, row.stage, row.error) == ("failed", "align", "AlignmentError")
+    assert row.reason == "no human head was found It may be a fruit."
+    assert row.store == ""
+    assert not stores(out)
+
+
+def test_a_network_that_finds_nothing_fails_the_scan(aligned, scan_file, out):
+    nothing = Fake(labelled(BOX, HYPOTHALAMUS, [np.zeros(BOX.shape)] * 2))
+    row = process_scan(scan_file(), out=out, models=(nothing, CRANIUM))
+    assert (row.status, row.stage, row.error) == ("failed", "measure", "SegmentationError")
+    assert not stores(out)
+
+
+@pytest.mark.parametrize("step", ["read_scan", "write_scan", "mark_done"])
+def test_a_disk_that_fails_is_an_error_and_no_verdict_on_the_scan(aligned, scan_file, out, monkeypatch, step):
+    monkeypatch.setattr(pipeline, step, raising(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        process_scan(scan_file(), out=out, models=FAKES)
+
+
+def test_a_stripped_skull_is_said(aligned, scan_file):
+    assert "The skull has been stripped" in process_scan(scan_file(skull=False), models=FAKES).warnings
+
+
+def test_a_cavity_that_was_not_wholly_scanned_is_said(aligned, scan_file):
+    row = process_scan(scan_file(shape=(56, 60, 28), centre=(0.0, -16.0, -44.0)), models=FAKES)
+    assert row.status == "done"
+    assert "50 % of the cranial cavity lies outside the field of view" in row.warnings
+
+
+def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
+    away = np.eye(4)
+    away[0, 3] = 900.0
+    aligned(replace(POSE, acpc_from_scanner=away, flagged=True, warnings=("The pose is odd.",)))
+    row = process_scan(scan_file(), models=FAKES)
+    assert row.warnings == "The pose is odd. The cranial cavity lies outside the field of view."
+    assert row.flagged
+
+
+def test_an_unusual_volume_is_said(aligned, scan_file):
+    tiny = Fake(labelled(BOX, HYPOTHALAMUS, [ellipsoid(BOX, (x, -5, -6), (3.0, 3.0, 3.0)) for x in (-6, 6)]))
+    assert "is outside the usual 500-1400 mm3" in process_scan(scan_file(), models=(tiny, CRANIUM)).warnings
+
+
+@pytest.mark.parametrize("path", ["a/sub-03_T1w.nii.gz", "C:\\a\\sub-03_T1w.nii", "s3/b/sub-03_T1w/"])
+def test_a_scan_is_named_after_its_file_or_folder(path, monkeypatch):
+    monkeypatch.setattr(pipeline, "read_scan", raising(AlignmentError("never mind")))
+    assert process_scan(path, models=FAKES).scan == "sub-03_T1w"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """``weights(task)`` writes a tiny network."""
+
+    def write(task, name):
+        config = UNetConfig(in_channels=1, out_channels=3 if task == "hypothalamus" else 2, widths=(2, 2))
+        geometry = InputGeometry((8.0,) * 3, (8, 8, 8), slices=1, slice_axis=1, intensity="head_median")
+        card = ModelCard(name, task, "trial", config, geometry, "nothing", "BSD-3-Clause")
+        return save_weights(tmp_path / f"{name}.safetensors", UNet(config, rngs=nnx.Rngs(0)), card)
+
+    return write
+
+
+@pytest.fixture
+def shipped(monkeypatch, weights):
+    """Stand-ins for the weights that come with hypodask."""
+    own = {task: weights(task, f"shipped-{task}") for task in pipeline.SHIPPED}
+    load = pipeline.load_network
+    monkeypatch.setattr(pipeline, "load_network", lambda name: load(own.get(name, name)))
+
+
+def names(networks):
+    return [network.name.partition(":")[0] for network in networks]
+
+
+def test_shipped_networks_are_used_where_none_is_named(shipped):
+    assert names(load_models()) == ["shipped-hypothalamus", "shipped-icv"]
+
+
+def test_a_named_network_takes_the_place_of_the_shipped_one_for_its_task(shipped, weights):
+    assert names(load_models(weights("icv", "mine"))) == ["shipped-hypothalamus", "mine"]
+    assert names(load_models(["icv", str(weights("hypothalamus", "mine"))])) == ["mine", "shipped-icv"]
+
+
+def test_two_networks_for_one_task_are_refused(shipped, weights):
+    with pytest.raises(ModelError, match=r"one:\w+ and two:\w+ are both for icv; name one"):
+        load_models([weights("icv", "one"), weights("icv", "two")])
+
+
+def test_networks_that_are_loaded_are_taken_as_they_are(shipped):
+    assert load_models(FAKES) == FAKES
+    assert load_models(CRANIUM)[1] is CRANIUM
+
+
+def test_weights_that_do_not_exist_are_refused_before_the_scan_is_read(shipped):
+    with pytest.raises(ModelError, match="no model is called 'amygdala'"):
+        process_scan("nowhere.nii", models="amygdala")

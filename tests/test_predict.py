@@ -1,0 +1,232 @@
+"""From a scan and its pose to posteriors: the grids networks see, sides, and loading."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from hypodask.alignment import Alignment
+from hypodask.errors import ModelError
+from hypodask.grid import Grid, box_grid, transform_points
+from hypodask.intensity import box_bright
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.resample import resample
+from hypodask.scan import Scan
+from hypodask.segmentation import load_network, predict, segment
+from hypodask.segmentation.predict import (
+    IMPORT_BLOCK,
+    IMPORT_PHASE,
+    ImportedNetwork,
+    ShippedNetwork,
+    closest_ras,
+    import_grid,
+    input_grid,
+    mirrored_channels,
+    neighbours,
+)
+from hypodask.segmentation.unet import UNet, UNetConfig
+from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
+
+GEOMETRY = InputGeometry(
+    (2.0, 2.0, 2.0), (16, 6, 16), slices=3, slice_axis=1, intensity="box_bright", slice_step=2, centre_mm=(0, -5, -6)
+)
+NETWORK = UNetConfig(in_channels=3, out_channels=3, widths=(4, 8))
+CARD = ModelCard("tiny", "hypothalamus", HYPOTHALAMUS.protocol, NETWORK, GEOMETRY, "nothing", "BSD-3-Clause")
+ORDERS = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = UNet(NETWORK, rngs=nnx.Rngs(0))
+    model(jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), train=True)
+    return ShippedNetwork(model, CARD, "0123456789abcdef")
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Smooth noise, 40 x 36 x 38 voxels of 2 mm, oblique."""
+    matrix = rotation(6, -9, 14) @ np.diag([2.0, 2.0, 2.0, 1.0])
+    matrix[:3, 3] = -matrix[:3, :3] @ np.array([20.0, 18.0, 19.0])
+    voxels = np.random.default_rng(0).integers(10, 200, (40, 36, 38)).astype(np.uint8)
+    return Scan(voxels, Grid((40, 36, 38), matrix, "scanner"))
+
+
+def rotation(*angles):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    return matrix
+
+
+def posed(acpc_from_scanner):
+    return Alignment(acpc_from_scanner, np.zeros(3), np.array([0, -26.0, 0]), np.eye(4), score=0.7, flagged=False)
+
+
+def stored_grid(order, signs, turn, spacing=(1.0, 1.0, 1.0), shape=(150, 160, 170)):
+    matrix = turn.copy()
+    matrix[:3, :3] = turn[:3, :3] @ (np.eye(3)[:, order] * signs) @ np.diag(spacing)
+    matrix[:3, 3] = -matrix[:3, :3] @ (np.array(shape) / 2) + [5.0, -12.0, 30.0]
+    return Grid(shape, matrix, "scanner")
+
+
+def corners(grid):
+    index = np.array(list(product(*((0, n - 1) for n in grid.shape))))
+    return {tuple(point) for point in transform_points(grid.space_from_vox, index).round(6) + 0.0}
+
+
+@given(axes=st.sampled_from(ORDERS), angles=st.tuples(*[st.floats(-25, 25)] * 3))
+def test_voxels_stay_where_they_are_when_axes_are_reordered(axes, angles):
+    grid = stored_grid(*axes, rotation(*angles), spacing=(0.8, 1.0, 1.2))
+    ras = closest_ras(grid)
+    assert sorted(ras.shape) == sorted(grid.shape)
+    np.testing.assert_allclose(sorted(corners(ras)), sorted(corners(grid)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+def test_reordered_axes_point_right_anterior_and_superior(order, signs):
+    grid = stored_grid(order, signs, rotation(10, -8, 12), shape=(15, 16, 17))
+    linear = closest_ras(grid).space_from_vox[:3, :3]
+    assert np.abs(linear).argmax(axis=0).tolist() == [0, 1, 2]
+    assert (np.diag(linear) > 0).all()
+    assert corners(closest_ras(grid)) == corners(grid)
+
+
+@given(axes=st.sampled_from(ORDERS), angles=st.tuples(*[st.floats(-25, 25)] * 3))
+def test_the_published_network_is_shown_stored_voxels_of_1_mm_as_they_are(axes, angles):
+    grid = stored_grid(*axes, rotation(*angles))
+    block = import_grid(grid, np.array([3.0, -20.0, 25.0]))
+    assert block.shape == (IMPORT_BLOCK,) * 3
+    np.testing.assert_allclose(block.centre_mm, [3.0, -20.0, 25.0], atol=np.sqrt(3) * (IMPORT_PHASE / 2 + 0.5))
+    index = transform_points(np.linalg.inv(closest_ras(grid).space_from_vox) @ block.space_from_vox, np.zeros(3))
+    np.testing.assert_allclose(index / IMPORT_PHASE, np.round(index / IMPORT_PHASE), atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 0.5, 1.0), (3.0, 1.04, 0.9)])
+def test_other_voxels_are_resampled_to_1_mm_over_the_same_field_of_view(spacing):
+    grid = stored_grid((0, 1, 2), (1, 1, 1), np.eye(4), spacing, shape=(80, 160, 170))
+    block = import_grid(grid, np.zeros(3))
+    expected = [s if abs(s - 1) <= 0.05 else 1.0 for s in spacing]
+    assert block.spacing_mm == pytest.approx(expected)
+    first_edges = [transform_points(g.space_from_vox, np.zeros(3)) - np.array(g.spacing_mm) / 2 for g in (block, grid)]
+    steps = (first_edges[0] - first_edges[1]) / (IMPORT_PHASE * np.array(expected))
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "channels"),
+    [(ICV, [0, 1]), (HYPOTHALAMUS, [0, 2, 1]), (HYPOTHALAMUS_SUBUNITS, [0, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5])],
+)
+def test_a_mirror_exchanges_the_sides_of_every_structure(table, channels):
+    assert mirrored_channels(table) == channels
+
+
+def test_neighbours_are_as_far_apart_as_the_model_card_says():
+    image = jnp.broadcast_to(jnp.arange(6.0)[None, :, None], (16, 6, 16))
+    slices = neighbours(image, GEOMETRY)
+    assert slices.shape == (6, 16, 16, 3)
+    assert slices[:, 0, 0].tolist() == [[max(y - 2, 0), y, min(y + 2, 5)] for y in range(6)]
+
+
+def test_posteriors_of_a_mirrored_head_are_mirrored_with_sides_exchanged(network):
+    image = np.random.default_rng(1).random(GEOMETRY.shape, np.float32)
+    posteriors = network.posteriors(image)
+    assert posteriors.shape == (3, *GEOMETRY.shape)
+    np.testing.assert_allclose(posteriors.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(network.posteriors(image[::-1]), posteriors[[0, 2, 1], ::-1], atol=1e-5)
+    assert np.abs(posteriors[1] - posteriors[1, ::-1]).max() > 1e-3
+
+
+def test_a_segmentation_is_on_the_networks_grid_in_acpc_space(network, head):
+    found = network.segment(head, posed(rotation(3, 4, 5)))
+    grid = input_grid(GEOMETRY)
+    assert (found.grid.space, found.grid.shape, found.labels) == ("acpc", GEOMETRY.shape, HYPOTHALAMUS)
+    image = box_bright(resample(head.data, head.grid, grid, onto_from_grid=rotation(3, 4, 5)))
+    np.testing.assert_array_equal(found.posteriors, network.posteriors(image))
+
+
+def test_a_head_that_moved_with_its_pose_gives_the_same_posteriors(network, head):
+    move = rotation(25, -10, 5)
+    move[:3, 3] = (10.0, -30.0, 4.0)
+    elsewhere = Scan(head.stored, head.grid.moved(move, "scanner"))
+    there = network.segment(elsewhere, posed(np.linalg.inv(move)))
+    np.testing.assert_allclose(there.posteriors, network.segment(head, posed(np.eye(4))).posteriors, atol=1e-3)
+
+
+def test_a_network_says_who_it_is(network):
+    assert (network.task, network.name) == ("hypothalamus", "tiny:0123456789ab")
+    assert (network.protocol, network.calibrated, network.relative_volume_sd) == (HYPOTHALAMUS.protocol, True, None)
+
+
+def test_a_network_is_loaded_once_for_each_version_of_its_weights(network, tmp_path, head):
+    path = save_weights(tmp_path / "tiny.safetensors", network.model, CARD)
+    first = load_network(path)
+    assert load_network(str(path)) is first
+    np.testing.assert_allclose(
+        segment(head, posed(np.eye(4)), path).posteriors, network.segment(head, posed(np.eye(4))).posteriors, atol=1e-6
+    )
+    save_weights(path, UNet(NETWORK, rngs=nnx.Rngs(1)), CARD)
+    assert load_network(path).name != first.name
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"intensity": "by_eye"}, "wants intensities scaled by 'by_eye'; known are"),
+        ({"slice_axis": 2}, "wants slices across axis 2"),
+        ({"centre_mm": (3.0, 0.0, 0.0)}, "around x = 3 mm; needed are coronal ones"),
+    ],
+)
+def test_weights_that_cannot_be_run_as_they_ask_are_refused(network, tmp_path, change, complaint):
+    card = replace(CARD, geometry=replace(GEOMETRY, **change))
+    with pytest.raises(ModelError, match=complaint):
+        load_network(save_weights(tmp_path / "odd.safetensors", network.model, card))
+
+
+class Watching:
+    """Stands in for the published network and keeps what it was shown."""
+
+    labels = HYPOTHALAMUS_SUBUNITS
+
+    def posteriors(self, image):
+        self.image = image
+        return np.zeros((11, *image.shape), np.float32)
+
+
+@pytest.fixture
+def watching(monkeypatch):
+    monkeypatch.setattr(predict, "IMPORT_BLOCK", 16)
+    return ImportedNetwork(Watching(), "f" * 64)
+
+
+def test_the_published_network_sees_the_neighbourhood_of_the_hypothalamus(watching):
+    grid = stored_grid((0, 1, 2), (1, 1, 1), np.eye(4), shape=(40, 40, 40))
+    voxels = np.random.default_rng(0).integers(1, 100, grid.shape).astype(np.uint8)
+    acpc_from_scanner = np.eye(4)
+    acpc_from_scanner[:3, 3] = -grid.centre_mm
+    found = watching.segment(Scan(voxels, grid), posed(acpc_from_scanner))
+    start = transform_points(np.linalg.inv(grid.space_from_vox), found.grid.space_from_vox[:3, 3]).round().astype(int)
+    low, high = np.percentile(voxels, [0.5, 99.5])
+    part = voxels[tuple(slice(s, s + 16) for s in start)]
+    np.testing.assert_allclose(watching.model.image, np.clip((part - low) / (high - low), 0, 1), atol=1e-5)
+    assert (found.grid.space, found.labels) == ("scanner", HYPOTHALAMUS_SUBUNITS)
+    assert (watching.calibrated, watching.name) == (False, "hypothalamus_seg:ffffffffffff")
+
+
+def test_a_head_of_one_intensity_is_black_to_the_published_network(watching):
+    grid = box_grid((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    voxels = np.zeros(grid.shape, np.uint8)
+    voxels[5:15] = 7
+    watching.segment(Scan(voxels, Grid(grid.shape, grid.space_from_vox, "scanner")), posed(np.eye(4)))
+    assert not watching.model.image.any()

@@ -1,0 +1,179 @@
+"""Resampled volumes are what other implementations get, and thinning a volume out makes nothing up."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its own documentation's name
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from hypodask.grid import Grid, transform_points
+from hypodask.resample import Order, interpolate, low_pass, resample
+
+SHAPE = (17, 22, 19)
+seeds = st.integers(0, 2**31)
+orders = st.sampled_from([0, 1, 3])
+
+
+def noise(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def turned_grid(shape: tuple[int, int, int], seed: int, *, spacing_mm: tuple[float, float] = (0.9, 1.0)) -> Grid:
+    """A grid turned anyhow about its centre, which lies within 3 mm of the origin."""
+    random = np.random.default_rng(seed)
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.random(random_state=seed).as_matrix() * random.uniform(*spacing_mm, 3)
+    matrix[:3, 3] = random.uniform(-3, 3, 3) - matrix[:3, :3] @ (np.array(shape) - 1) / 2
+    return Grid(shape, matrix, "scanner")
+
+
+def vox_of(grid: Grid, onto: Grid) -> np.ndarray:
+    """Voxel of ``grid`` at each voxel of ``onto``, first axis i, j, k."""
+    points = transform_points(onto.space_from_vox, np.moveaxis(np.indices(onto.shape), 0, -1))
+    return np.moveaxis(transform_points(np.linalg.inv(grid.space_from_vox), points), -1, 0)
+
+
+def waves(grid: Grid, period_mm: float) -> np.ndarray:
+    index = np.moveaxis(np.indices(grid.shape), 0, -1)
+    return np.sin(2 * np.pi * transform_points(grid.space_from_vox, index)[..., 0] / period_mm).astype(np.float32)
+
+
+def axis_grid(size: int, spacing_mm: float, *, centre_mm: float = 0.0) -> Grid:
+    matrix = np.diag([spacing_mm] * 3 + [1.0])
+    matrix[:3, 3] = centre_mm - spacing_mm * (size - 1) / 2
+    return Grid((size,) * 3, matrix, "scanner")
+
+
+@given(seeds, orders)
+def test_any_rotation_equals_scipy(seed: int, order: Order) -> None:
+    grid, onto = turned_grid(SHAPE, seed), turned_grid((15, 11, 13), seed + 1, spacing_mm=(0.5, 0.9))
+    data, vox = noise(SHAPE, seed), vox_of(grid, onto)
+    expected = ndimage.map_coordinates(data.astype(float), vox, order=order, mode="grid-constant")
+    # Halfway between two voxels the nearest one is a matter of rounding.
+    told = np.abs(vox - np.floor(vox) - 0.5).min(axis=0) > 1e-3 if order == 0 else np.ones(onto.shape, bool)
+    assert np.abs(resample(data, grid, onto, order=order) - expected)[told].max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 9), (33, 2, 31), (32, 32, 32), (65, 5, 8)])
+def test_any_shape_equals_scipy(shape: tuple[int, int, int]) -> None:
+    grid, onto = turned_grid(shape, 5), turned_grid((15, 11, 13), 6, spacing_mm=(0.5, 0.9))
+    expected = ndimage.map_coordinates(noise(shape).astype(float), vox_of(grid, onto), order=3, mode="grid-constant")
+    assert np.abs(resample(noise(shape), grid, onto, order=3) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("order", "theirs"), [(1, sitk.sitkLinear), (3, sitk.sitkBSpline3)])
+def test_the_interior_equals_simpleitk(order: Order, theirs: int) -> None:
+    data, grid, onto = noise((48, 48, 48)), axis_grid(48, 1.0), turned_grid((12, 12, 12), 2, spacing_mm=(0.5, 0.9))
+    image, wanted = itk_image(data, grid), itk_image(np.zeros(onto.shape, np.float32), onto)
+    resampled = sitk.GetArrayFromImage(sitk.Resample(image, wanted, sitk.Transform(), theirs, 0.0, sitk.sitkFloat32)).T
+    assert np.abs(resample(data, grid, onto, order=order) - resampled).max() < 1e-4
+
+
+def itk_image(data: np.ndarray, grid: Grid) -> sitk.Image:
+    """The same place in RAS for both; their LPS would only turn both images alike."""
+    image = sitk.GetImageFromArray(data.T)
+    image.SetSpacing(grid.spacing_mm)
+    image.SetOrigin(grid.space_from_vox[:3, 3].tolist())
+    direction = grid.space_from_vox[:3, :3] / grid.spacing_mm
+    if np.linalg.det(direction) < 0:
+        raise ValueError("SimpleITK wants a right-handed grid")
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_onto_its_own_grid_a_volume_is_unchanged(order: Order) -> None:
+    grid = turned_grid(SHAPE, 3)
+    assert resample(noise(SHAPE), grid, grid, order=order) == pytest.approx(noise(SHAPE), abs=1e-4)
+
+
+def test_a_move_between_spaces_equals_a_moved_grid() -> None:
+    grid, onto = turned_grid(SHAPE, 7), turned_grid(SHAPE, 8, spacing_mm=(0.5, 0.9))
+    acpc_from_scanner = turned_grid((1, 1, 1), 9, spacing_mm=(1.0, 1.0)).space_from_vox
+    moved = resample(noise(SHAPE), grid.moved(acpc_from_scanner, "acpc"), onto, order=3)
+    assert np.array_equal(resample(noise(SHAPE), grid, onto, onto_from_grid=acpc_from_scanner, order=3), moved)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_memory_order_of_the_array_does_not_matter(order: Order) -> None:
+    grid, onto = turned_grid(SHAPE, 1), turned_grid((9, 9, 9), 2, spacing_mm=(1.5, 2.5))
+    fortran = resample(np.asfortranarray(noise(SHAPE)), grid, onto, order=order)
+    assert fortran == pytest.approx(resample(noise(SHAPE), grid, onto, order=order), abs=1e-5)
+
+
+def test_far_outside_the_field_of_view_there_is_nothing() -> None:
+    assert not resample(np.ones(SHAPE, np.float32), axis_grid(17, 1.0), axis_grid(8, 1.0, centre_mm=80.0)).any()
+
+
+def test_beyond_the_outermost_voxels_the_image_fades_within_one_voxel() -> None:
+    onto = Grid((5, 1, 1), [[0.5, 0, 0, 6.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "scanner")
+    along = resample(np.ones((17, 17, 17), np.float32), axis_grid(17, 1.0), onto)[:, 0, 0]
+    assert along.tolist() == pytest.approx([1, 1, 1, 1, 0.5])
+
+
+@pytest.mark.parametrize("part", [0.0, 11.0, -13.0])
+def test_a_small_part_is_smoothed_as_in_the_whole(part: float) -> None:
+    """Only what the wanted voxels see is smoothed; the rest of the scan must not be missed."""
+    grid, onto = turned_grid((60, 64, 57), 4, spacing_mm=(0.5, 0.7)), axis_grid(4, 2.0, centre_mm=part)
+    smooth, thin = low_pass(noise(grid.shape), grid, 2.0)
+    assert resample(noise(grid.shape), grid, onto) == pytest.approx(interpolate(smooth, thin, onto), abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1.3, 2.0, 2.5, 4.0])
+def test_thinning_keeps_constants(ratio: float) -> None:
+    thinned, _ = low_pass(np.ones((21, 16, 18), np.float32), axis_grid(21, 1.0), ratio)
+    assert thinned == pytest.approx(np.ones(thinned.shape), abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1.3, 2.0, 2.5, 4.0])
+def test_thinning_moves_nothing(ratio: float) -> None:
+    grid = turned_grid((40, 41, 42), 3, spacing_mm=(1.0, 1.0))
+    index = np.moveaxis(np.indices(grid.shape), 0, -1)
+    blob = np.exp(-(((index - (19.3, 21.1, 20.6)) / 3.5) ** 2).sum(-1)).astype(np.float32)
+    thinned, thin = low_pass(blob, grid, ratio)
+    assert np.abs(centre_of_mass_mm(thinned, thin) - centre_of_mass_mm(blob, grid)).max() < 0.01
+
+
+def centre_of_mass_mm(data: np.ndarray, grid: Grid) -> np.ndarray:
+    return transform_points(grid.space_from_vox, np.array(ndimage.center_of_mass(data.astype(float))))
+
+
+@pytest.mark.parametrize("ratio", [2.0, 2.5, 4.0])
+def test_a_checkerboard_is_gone_where_voxels_are_larger(ratio: float) -> None:
+    checkers = (np.indices((40, 40, 40)).sum(axis=0) % 2).astype(np.float32)
+    thinned, _ = low_pass(checkers, axis_grid(40, 1.0), ratio)
+    assert np.abs(thinned[3:-3, 3:-3, 3:-3] - 0.5).max() < 0.01
+
+
+@pytest.mark.parametrize("ratio", [2.0, 3.0, 4.0])
+def test_waves_too_fine_to_be_shown_do_not_come_back_as_coarse_ones(ratio: float) -> None:
+    grid, onto = axis_grid(48, 1.0), axis_grid(int(30 / ratio), ratio)
+    shown = resample(waves(grid, 1.2 * ratio), grid, onto)
+    assert np.ptp(shown[1:-1]) < 0.3
+    assert np.ptp(resample(waves(grid, 12 * ratio), grid, onto)[1:-1]) > 1.5
+
+
+def test_axes_that_are_coarse_already_are_left_alone() -> None:
+    grid = Grid(SHAPE, np.diag([1.0, 1.0, 3.0, 1.0]), "scanner")
+    thinned, thin = low_pass(noise(SHAPE), grid, 2.0)
+    assert thinned.shape == (9, 11, 19)
+    assert thin.spacing_mm == (2.0, 2.0, 3.0)
+    untouched, same = low_pass(noise(SHAPE), grid, 1.0)
+    assert np.array_equal(untouched, noise(SHAPE))
+    assert np.array_equal(same.space_from_vox, grid.space_from_vox)
+
+
+def test_thinning_smooths_as_much_as_the_sizes_of_the_voxels_say() -> None:
+    """Variances add: thinned from 1 to 4 mm, a blob grows by the variance of a 4 mm voxel less that of a 1 mm one."""
+    grid = axis_grid(65, 1.0)
+    blob = np.exp(-(((np.indices(grid.shape) - 31.7) / 5) ** 2).sum(axis=0) / 2).astype(np.float32)
+    thinned, thin = low_pass(blob, grid, 4.0)
+    growth = variance_mm2(thinned, thin) - variance_mm2(blob, grid)
+    assert growth == pytest.approx((4.0**2 - 1) / (8 * np.log(2)), rel=0.05)
+
+
+def variance_mm2(data: np.ndarray, grid: Grid) -> float:
+    points = transform_points(grid.space_from_vox, np.moveaxis(np.indices(grid.shape), 0, -1))
+    return float((data * (points - centre_of_mass_mm(data, grid))[..., 0] ** 2).sum() / data.sum())

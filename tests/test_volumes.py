@@ -1,0 +1,90 @@
+"""Posteriors to volumes, on ellipsoids whose volumes are known."""
+
+import numpy as np
+import pytest
+from segmentations import ellipsoid, labelled
+
+from hypodask.errors import SegmentationError
+from hypodask.grid import box_grid
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.volumes import interval, largest_piece, measure, unusual
+
+GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
+RADII_MM = (3.0, 6.0, 5.0)
+MM3 = 4 / 3 * np.pi * 3 * 6 * 5
+LEFT, RIGHT = (-5.0, -5.0, -6.0), (5.0, -5.0, -6.0)
+
+
+@pytest.fixture
+def both():
+    return [ellipsoid(GRID, side, RADII_MM) for side in (LEFT, RIGHT)]
+
+
+def test_volumes_of_both_sides_and_of_the_whole(both):
+    volumes = measure(labelled(GRID, HYPOTHALAMUS, both))
+    for kind in (volumes.soft_mm3, volumes.label_mm3):
+        assert list(kind) == ["hypothalamus", "hypothalamus_left", "hypothalamus_right"]
+        assert kind["hypothalamus_left"] == pytest.approx(MM3, rel=0.02)
+        assert kind["hypothalamus"] == pytest.approx(2 * MM3, rel=0.02)
+
+
+def test_soft_volume_of_a_half_filled_grid_counts_half_a_voxel():
+    halved = ellipsoid(GRID, LEFT, RADII_MM) > 0.5
+    posterior = np.where(halved, 0.75, 0.0).astype(np.float32)
+    volumes = measure(labelled(GRID, HYPOTHALAMUS, [posterior, np.zeros_like(posterior)]))
+    assert volumes.soft_mm3["hypothalamus"] == pytest.approx(0.75 * volumes.label_mm3["hypothalamus"])
+    assert volumes.certainty == pytest.approx(0.75)
+
+
+def test_subunits_add_up_to_their_side_and_the_sides_to_the_whole(both):
+    parts = [side / 5 for side in both for _ in range(5)]
+    parts[0], parts[5] = parts[0] + 1e-3, parts[5] + 1e-3  # one of them is the most probable
+    volumes = measure(
+        labelled(GRID, HYPOTHALAMUS_SUBUNITS, [3 * p if n % 5 == 0 else p / 2 for n, p in enumerate(parts)])
+    )
+    left = [volumes.soft_mm3[label.structure] for label in HYPOTHALAMUS_SUBUNITS.of("left")]
+    assert volumes.soft_mm3["hypothalamus_left"] == pytest.approx(sum(left))
+    assert volumes.soft_mm3["hypothalamus"] == pytest.approx(2 * sum(left), rel=0.01)
+    assert volumes.label_mm3["hypothalamus_left"] == volumes.label_mm3["anterior_inferior_left"]
+
+
+def test_a_leak_elsewhere_in_the_image_does_not_count(both):
+    clean = measure(labelled(GRID, HYPOTHALAMUS, both))
+    leak = ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
+    leaking = measure(labelled(GRID, HYPOTHALAMUS, [both[0] + leak, both[1]]))
+    assert leaking.label_mm3 == clean.label_mm3
+    assert leaking.soft_mm3["hypothalamus"] == pytest.approx(clean.soft_mm3["hypothalamus"], rel=1e-3)
+
+
+def test_partial_volumes_beside_the_outline_count_however_large_the_voxels():
+    coarse = box_grid((44, 52, 44), (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
+    cavity = labelled(coarse, ICV, [ellipsoid(coarse, (0.0, 0.0, 0.0), (64.0, 78.0, 62.0))])
+    assert measure(cavity).soft_mm3["icv"] == pytest.approx(4 / 3 * np.pi * 64 * 78 * 62, rel=0.01)
+
+
+def test_a_structure_at_the_border_of_the_grid_is_measured():
+    cavity = ellipsoid(GRID, (-12.0, -15.0, -16.0), (8.0, 8.0, 8.0))
+    assert measure(labelled(GRID, ICV, [cavity])).soft_mm3["icv"] == pytest.approx(4 / 3 * np.pi * 8**3 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize("radius_mm", [0.0, 1.0])
+def test_next_to_nothing_is_refused(radius_mm):
+    posterior = ellipsoid(GRID, LEFT, (radius_mm,) * 3) if radius_mm else np.zeros(GRID.shape, np.float32)
+    with pytest.raises(SegmentationError, match=r"no icv was found: \d mm3, at least 50 mm3 are needed; look at"):
+        measure(labelled(GRID, ICV, [posterior]))
+
+
+def test_largest_piece_joins_voxels_that_share_a_corner():
+    mask = np.zeros((6, 6, 6), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True
+    assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_an_interval_needs_a_measured_error():
+    assert interval(1000.0, None) is None
+    assert interval(800.0, 0.1) == pytest.approx((643.2, 956.8))
+
+
+def test_volumes_that_an_adult_seldom_has_are_said():
+    assert unusual({"hypothalamus": 850.0, "icv": 1.5e6, "hypothalamus_left": 1.0}) == []
+    assert unusual({"hypothalamus": 300.0}) == ["The hypothalamus of 300 mm3 is outside the usual 500-1400 mm3."]
