@@ -96,14 +96,10 @@ HYPOTHALAMUS = LabelTable(
 )
 """Left and right hypothalamus as the consensus of the published subunit network outlines them."""
 
-HYPOTHALAMUS_SUBUNITS = LabelTable(
-    protocol="billot2020", whole="hypothalamus", labels=tuple(_subunit_labels())
-)
+HYPOTHALAMUS_SUBUNITS = LabelTable(protocol="billot2020", whole="hypothalamus", labels=tuple(_subunit_labels()))
 """The ten subunits of the published network (Billot et al., NeuroImage 2020), in its own numbering."""
 
-ICV = LabelTable(
-    protocol="intracranial-cavity", whole="icv", labels=(Label(1, "icv", "both", "ICV", "#4361ee"),)
-)
+ICV = LabelTable(protocol="intracranial-cavity", whole="icv", labels=(Label(1, "icv", "both", "ICV", "#4361ee"),))
 """Everything inside the inner skull: brain, meninges, ventricles and subarachnoid CSF."""
 
 STRUCTURES = (

@@ -46,13 +46,13 @@ the brain, and would lead the fit."""
 
 REFUSED_BELOW = 0.45
 FLAGGED_BELOW = 0.52
-"""Correlation with the template's brain under which there is no head, or no trustworthy pose. Measured: 19 heads
-and stripped brains of as many scanners 0.54-0.75; a fruit in nine poses 0.40-0.45, simulated balls and shells up to
+"""Correlation with the template's brain under which there is no head, or no trustworthy pose. Measured: 19 scans
+of heads and stripped brains 0.54-0.75; a fruit in nine poses 0.40-0.45, simulated balls and shells up to
 0.53, so that this alone does not tell a head."""
 
 LOCAL_REFUSED_BELOW = 0.45
-"""The same around the commissures, which only a brain has: the same heads 0.66-0.83, fruit 0.15-0.23, balls,
-shells and noise below 0.06; set in the middle."""
+"""The same around the commissures, which only a brain has: the same scans 0.66-0.83, the fruit 0.15-0.23, two balls,
+a shell and noise below 0.06. Set in the middle of these very images; not yet tried on others."""
 
 DISTANCE_MM = (21.0, 32.0)
 """AC-PC distances outside this are flagged: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60)."""
