@@ -247,9 +247,9 @@ def _metrics(figures: dict[str, dict[str, float]], measured_on: str) -> tuple[di
 
 def _hypothalamus_card(heads: int, steps: int, figures: dict[str, dict[str, float]]) -> ModelCard:
     measured_on = (
-        f"{len(figures)} real heads, each left out of the training of one of the folds, against the consensus of "
-        "the published network on them (pseudo-labels of another tool, not manual outlines); the shipped weights "
-        "are trained on all heads"
+        f"{len(figures)} real heads ({', '.join(figures)}) that a network of the same recipe had not learnt from, only "
+        "the other heads; against the consensus of the published network on them (pseudo-labels of another tool, not "
+        "manual outlines). The shipped weights learnt from all heads"
     )
     metrics, sd = _metrics(figures, measured_on)
     return ModelCard(
