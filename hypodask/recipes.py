@@ -15,7 +15,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter
 from hypodask.alignment import align
 from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, head_grid
 from hypodask.intensity import scale_by
-from hypodask.labels import HYPOTHALAMUS, ICV
+from hypodask.labels import HYPOTHALAMUS, ICV, LabelTable
 from hypodask.resample import resample
 from hypodask.scan import Scan, read_scan
 from hypodask.segmentation.augment import Variation
@@ -40,9 +40,15 @@ from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Head, Schedule, Task, train
 from hypodask.segmentation.unet import UNetConfig
 from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
+from hypodask.segmentation.weights import Task as TaskName
 from hypodask.template import mni152_brain
 
 log = logging.getLogger(__name__)
+
+Figures = dict[str, dict[str, float]]
+"""Dice overlap and volumes of each head that was left out."""
+Measured = tuple[dict[str, float | str], float | None]
+"""Metrics of a model card, and the relative standard deviation of the volume."""
 
 HYPOTHALAMUS_GEOMETRY = InputGeometry(
     spacing_mm=(0.5, 0.5, 0.5),
@@ -216,20 +222,20 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write_figures(path: Path, figures: dict[str, dict[str, float]]) -> None:
+def _write_figures(path: Path, figures: Figures) -> None:
     path.write_text(json.dumps(figures, indent=1))
     for name, figure in figures.items():
         error = 100 * (figure["volume_mm3"] / figure["consensus_mm3"] - 1)
         log.info("%s: Dice %.3f, volume %+.1f %%", name, figure["dice"], error)
 
 
-def _held_out(work: Path, network: str) -> dict[str, dict[str, float]]:
+def _held_out(work: Path, network: str) -> Figures:
     """Figures of every head that some run left out."""
     files = sorted(work.glob(f"{network}-without-*/held-out.json"))
     return {name: figure for file in files for name, figure in json.loads(file.read_text()).items()}
 
 
-def _metrics(figures: dict[str, dict[str, float]], measured_on: str) -> tuple[dict[str, float | str], float | None]:
+def _metrics(figures: Figures, measured_on: str) -> Measured:
     """Summary of held-out figures for a model card, and the relative standard deviation of the volume."""
     if len(figures) < 3:
         return {}, None
@@ -245,52 +251,50 @@ def _metrics(figures: dict[str, dict[str, float]], measured_on: str) -> tuple[di
     return metrics, float(np.sqrt(np.mean((ratios - 1) ** 2)))
 
 
-def _hypothalamus_card(heads: int, steps: int, figures: dict[str, dict[str, float]]) -> ModelCard:
+def _hypothalamus_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     measured_on = (
         f"{len(figures)} real heads ({', '.join(figures)}) that a network of the same recipe had not learnt from, only "
         "the other heads; against the consensus of the published network on them (pseudo-labels of another tool, not "
         "manual outlines). The shipped weights learnt from all heads"
     )
-    metrics, sd = _metrics(figures, measured_on)
-    return ModelCard(
-        name="hypothalamus",
-        task="hypothalamus",
-        protocol=HYPOTHALAMUS.protocol,
-        architecture=HYPOTHALAMUS_NETWORK,
-        geometry=HYPOTHALAMUS_GEOMETRY,
-        training_data=(
-            f"{heads} public T1-weighted heads of as many scanners, whole and skull-stripped, with the consensus of "
-            "24 runs of the published subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, "
-            f"local size, contrast, bias, noise and blur; {steps} steps"
-        ),
-        licence="BSD-3-Clause",
-        version="0.1.0",
-        metrics=metrics,
-        relative_volume_sd=sd,
-        changelog=("0.1.0: first version",),
+    training_data = (
+        f"{heads} public T1-weighted heads, whole and skull-stripped, with the consensus of 24 runs of the published "
+        "subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, local size, contrast, bias, noise "
+        f"and blur; {steps} steps"
+    )
+    return _card(
+        HYPOTHALAMUS, HYPOTHALAMUS_NETWORK, HYPOTHALAMUS_GEOMETRY, training_data, _metrics(figures, measured_on)
     )
 
 
-def _icv_card(heads: int, steps: int, figures: dict[str, dict[str, float]]) -> ModelCard:
+def _icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     measured_on = (
         f"{len(figures)} synthetic images of label maps that were not trained on, at their known pose; no real scan "
         "with a known intracranial volume was at hand"
     )
-    metrics, sd = _metrics(figures, measured_on)
+    training_data = (
+        f"{heads} whole-head label maps (FreeSurfer numbering with CSF and extracerebral tissue) imaged with random "
+        f"contrasts, poses, shapes, bias, noise and skull-stripping; {steps} steps"
+    )
+    return _card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, _metrics(figures, measured_on))
+
+
+def _card(
+    labels: LabelTable, network: UNetConfig, geometry: InputGeometry, training_data: str, measured: Measured
+) -> ModelCard:
+    """What both cards share: the network is named after the structure it outlines."""
+    metrics, relative_sd = measured
     return ModelCard(
-        name="icv",
-        task="icv",
-        protocol=ICV.protocol,
-        architecture=ICV_NETWORK,
-        geometry=ICV_GEOMETRY,
-        training_data=(
-            f"{heads} whole-head label maps (FreeSurfer numbering with CSF and extracerebral tissue) imaged with "
-            f"random contrasts, poses, shapes, bias, noise and skull-stripping; {steps} steps"
-        ),
+        name=labels.whole,
+        task=cast(TaskName, labels.whole),
+        protocol=labels.protocol,
+        architecture=network,
+        geometry=geometry,
+        training_data=training_data,
         licence="BSD-3-Clause",
         version="0.1.0",
         metrics=metrics,
-        relative_volume_sd=sd,
+        relative_volume_sd=relative_sd,
         changelog=("0.1.0: first version",),
     )
 
@@ -323,7 +327,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...])
     save_weights(run / "icv.safetensors", model, _icv_card(len(maps) - len(leave_out), steps, figures))
 
 
-def _icv_agreement(network: ShippedNetwork, maps: list[tuple[ndarray, list[str]]]) -> dict[str, dict[str, float]]:
+def _icv_agreement(network: ShippedNetwork, maps: list[tuple[ndarray, list[str]]]) -> Figures:
     """Volume and overlap of label maps that were not trained on, each imaged four times."""
     task, figures = icv_task(maps), {}
     core = np.s_[6:-6, 6:-6, 6:-6]
