@@ -7,6 +7,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
 from numpy import ndarray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -75,7 +76,7 @@ def run_demo(
 
 def show(results: xr.Dataset, console: Console) -> None:
     """Print what was found beside what is true."""
-    console.print(_as_rich(compare_with_truth(results), "Truth beside estimate, all scans that were done"))
+    console.print(_as_rich(_narrowed(compare_with_truth(results)), "Truth beside estimate, all scans that were done"))
     try:
         console.print(_as_rich(compare_effects(results), "Hypothalamus / ICV, after exclusion of outliers"))
     except ResultsError as error:
@@ -101,6 +102,19 @@ def compare_with_truth(results: xr.Dataset) -> pd.DataFrame:
         for name, chosen in members.items()
     ]
     return pd.DataFrame(rows)
+
+
+def _narrowed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of truth and estimate in few columns, so that a terminal of 80 characters shows it whole."""
+    ml = table["structure"] == "icv"
+    scale = np.where(ml, 1e-3, 1.0)
+    mean_sd = {
+        shown: [f"{m:,.0f} ± {s:.0f}" for m, s in zip(table[mean] * scale, table[sd] * scale, strict=True)]
+        for shown, mean, sd in (("true", "true_mean", "true_sd"), ("estimate", "mean", "sd"))
+    }
+    bias = [f"{b:+.1f} ± {s:.1f}" for b, s in zip(table["bias_percent"], table["bias_sd"], strict=True)]
+    columns = {"structure": np.where(ml, "ICV, ml", "hypothal., mm3"), "group": table["group"], "n": table["n"]}
+    return pd.DataFrame(columns | mean_sd | {"bias %": bias, "r": table["r"]})
 
 
 def _agreement(results: xr.Dataset, structure: str, chosen: Bool[ndarray, "scan"]) -> dict[str, float]:
@@ -181,7 +195,7 @@ def _as_distances(errors: pd.DataFrame) -> str:
 
 
 def _as_rich(table: pd.DataFrame, title: str) -> Table:
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in table.columns:
         numeric = pd.api.types.is_numeric_dtype(table[name])
         shown.add_column(str(name), justify="right" if numeric else "left")

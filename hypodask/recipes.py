@@ -26,6 +26,7 @@ from numpy import ndarray
 from scipy.ndimage import gaussian_filter
 
 from hypodask.alignment import align
+from hypodask.alignment.search import ADULT_STRETCH
 from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, head_grid
 from hypodask.intensity import scale_by
 from hypodask.labels import HYPOTHALAMUS, ICV, LabelTable
@@ -36,7 +37,7 @@ from hypodask.segmentation.keras_import import import_hypothalamus_seg
 from hypodask.segmentation.losses import dice
 from hypodask.segmentation.predict import ShippedNetwork, input_grid
 from hypodask.segmentation.synth import T1_MEAN, TISSUES, image_of, tissue_means, tissue_shares
-from hypodask.segmentation.teacher import consensus
+from hypodask.segmentation.teacher import ConsensusOptions, consensus
 from hypodask.segmentation.train import Head, Schedule, Task, train
 from hypodask.segmentation.unet import UNetConfig
 from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
@@ -69,6 +70,10 @@ ICV_GEOMETRY = InputGeometry(
     intensity="head_median",
     centre_mm=tuple(head_grid(2.0).centre_mm.tolist()),
 )
+
+WHOLE_HEAD_BRIGHT, TEMPLATE_BRIGHT = 1.51, 1.11
+"""The 99.5th percentile of a scan over the white matter around its hypothalamus: mean of seven whole heads
+(1.11 to 1.93), and the template."""
 
 BLURS_MM = ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6), (1.27, 0.0, 0.0), (0.0, 1.27, 0.0), (0.0, 0.0, 1.27))
 """Blurred versions of each head: none, a softer scanner, 3 mm slices along x, y or z."""
@@ -203,15 +208,19 @@ def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[s
 def outline_template(data: Path, work: Path) -> None:
     """Outline the hypothalamus of the MNI152 template, for phantoms: ``hypothalamus_mni152.npz``.
 
+    The template is larger than adult heads and has no scalp. The published network is shown it at adult size
+    and as bright as brains are in whole heads: as it is, volumes would vary three times as much between runs.
     No network is trained on this head, so that phantoms made of it are new to those shipped.
     """
     brain = mni152_brain()
     pose = align(Scan(brain.data, Grid(brain.grid.shape, brain.grid.space_from_vox, "scanner"))).acpc_from_scanner
+    adult = np.diag([*ADULT_STRETCH, 1.0]) @ pose
     corner = np.diag([0.5, 0.5, 0.5, 1.0])
     corner[:3, 3] = (-15.75, -20.75, -24.75)
-    grid = Grid((64, 64, 64), pose @ corner, "acpc")
+    grid = Grid((64, 64, 64), adult @ corner, "acpc")
     weights = next((data / "models").glob("*.h5"))
-    outlines, volumes = consensus(brain, pose, import_hypothalamus_seg(weights), grid)
+    options = ConsensusOptions(bright=WHOLE_HEAD_BRIGHT / TEMPLATE_BRIGHT)
+    outlines, volumes = consensus(brain, adult, import_hypothalamus_seg(weights), grid, options=options)
     log.info("runs %s mm3, consensus %.0f mm3", volumes.round(), outlines.posteriors[1:].sum() * 0.125)
     posteriors = np.round(255 * outlines.posteriors[1:]).astype(np.uint8)
     np.savez_compressed(_made(work) / "hypothalamus_mni152.npz", posteriors=posteriors, mni_from_vox=corner)

@@ -40,6 +40,8 @@ class ConsensusOptions:
     shift_mm: float = 3.0
     white_point: float = 0.07
     """Largest relative change of the intensity that becomes 1."""
+    bright: float = 1.0
+    """Factor on the intensity that becomes 1; above 1 for a brain without the scalp that sets it in heads."""
     trim: float = 0.07
     """Runs whose volume is further than this from the median, relatively, are left out."""
 
@@ -64,6 +66,7 @@ def consensus(
     """
     rng = np.random.default_rng(seed)
     low, high = intensity_window(scan.data)
+    high *= options.bright
     posteriors, volumes = [], []
     for run in range(options.runs):
         block = _random_block(rng, options, mirrored=run % 2 == 1)
