@@ -113,7 +113,7 @@ def _narrowed(table: pd.DataFrame) -> pd.DataFrame:
         for shown, mean, sd in (("true", "true_mean", "true_sd"), ("estimate", "mean", "sd"))
     }
     bias = [f"{b:+.1f} ± {s:.1f}" for b, s in zip(table["bias_percent"], table["bias_sd"], strict=True)]
-    columns = {"structure": np.where(ml, "ICV, ml", "hypothal., mm3"), "group": table["group"], "n": table["n"]}
+    columns = {"structure": np.where(ml, "ICV (ml)", "hypothal. (mm3)"), "group": table["group"], "n": table["n"]}
     return pd.DataFrame(columns | mean_sd | {"bias %": bias, "r": table["r"]})
 
 
@@ -195,7 +195,7 @@ def _as_distances(errors: pd.DataFrame) -> str:
 
 
 def _as_rich(table: pd.DataFrame, title: str) -> Table:
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in table.columns:
         numeric = pd.api.types.is_numeric_dtype(table[name])
         shown.add_column(str(name), justify="right" if numeric else "left")
