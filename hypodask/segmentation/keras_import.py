@@ -227,8 +227,7 @@ def rescale_intensities(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k
     low, high = intensity_window(image)
     if low == high:
         return np.zeros_like(image)
-    scaled: Float[ndarray, "i j k"] = (np.clip(image, low, high) - low) / (high - low)
-    return scaled.astype(np.float32)
+    return np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
 def intensity_window(image: Float[ndarray, "i j k"]) -> tuple[float, float]:
