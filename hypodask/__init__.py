@@ -21,29 +21,37 @@ if TYPE_CHECKING:
     from hypodask.cohort import Cohort
     from hypodask.dataset import open_results, verify
     from hypodask.grid import Grid
+    from hypodask.landmarks import Landmarks, read_landmarks
     from hypodask.pipeline import process_scan
     from hypodask.row import Row
     from hypodask.scan import Scan, read_scan
     from hypodask.segmentation import Segmentation, import_hypothalamus_seg, segment
+    from hypodask.transforms import angles_deg, load_transform, save_aligned, save_transform
 
 __all__ = [
     "Alignment",
     "Cohort",
     "Grid",
     "HypodaskError",
+    "Landmarks",
     "Row",
     "Scan",
     "Segmentation",
     "__version__",
     "align",
+    "angles_deg",
     "demo",
     "import_hypothalamus_seg",
+    "load_transform",
     "open_results",
     "phantom",
     "process",
     "process_scan",
+    "read_landmarks",
     "read_scan",
     "report",
+    "save_aligned",
+    "save_transform",
     "segment",
     "stats",
     "verify",
@@ -56,15 +64,21 @@ _HOME = {
     "Alignment": "alignment",
     "Cohort": "cohort",
     "Grid": "grid",
+    "Landmarks": "landmarks",
     "Row": "row",
     "Scan": "scan",
     "Segmentation": "segmentation",
     "align": "alignment",
+    "angles_deg": "transforms",
     "import_hypothalamus_seg": "segmentation",
+    "load_transform": "transforms",
     "open_results": "dataset",
     "process": "cluster",
     "process_scan": "pipeline",
+    "read_landmarks": "landmarks",
     "read_scan": "scan",
+    "save_aligned": "transforms",
+    "save_transform": "transforms",
     "segment": "segmentation",
     "verify": "dataset",
 }

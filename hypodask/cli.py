@@ -1,4 +1,4 @@
-"""The command line: ``hypodask demo | run | verify | report``.
+"""The command line: ``hypodask demo | run | align | verify | report``.
 
 Every command calls one or two public names and prints what a person needs to know. Exit status: 0 when all is
 well, 1 when a scan is not done or a store has problems, 2 when nothing could be done.
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hypodask
-from hypodask.errors import HypodaskError
+from hypodask.errors import HypodaskError, ScanError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from hypodask.alignment import Alignment
+    from hypodask.transforms import Kind
 
 FAILED, UNUSABLE = 1, 2
 
@@ -28,8 +31,12 @@ def main() -> None:
     try:
         app()
     except HypodaskError as error:
-        typer.echo("\n".join([f"hypodask: {error}", *getattr(error, "__notes__", ())]), err=True)
+        typer.echo(_message(error), err=True)
         sys.exit(UNUSABLE)
+
+
+def _message(error: HypodaskError) -> str:
+    return "\n".join([f"hypodask: {error}", *getattr(error, "__notes__", ())])
 
 
 def _show_version(asked: bool) -> None:
@@ -82,6 +89,34 @@ def run(
 
 
 @app.command()
+def align(
+    scan: Annotated[str, typer.Argument(help="T1w scan: NIfTI, MGH or DICOM, any fsspec URL.")],
+    landmarks: Annotated[str | None, typer.Option(help="Commissures by hand: .fcsv, .mrk.json or BIDS JSON.")] = None,
+    itk: Annotated[str | None, typer.Option(help="Write the transform for ANTs, SimpleITK and 3D Slicer.")] = None,
+    fsl: Annotated[str | None, typer.Option(help="Write it for FSL's flirt -applyxfm.")] = None,
+    matrix: Annotated[str | None, typer.Option(help="Write acpc_from_scanner as 4 x 4 numbers, RAS+ mm.")] = None,
+    image: Annotated[str | None, typer.Option(help="Write the aligned scan, 1 mm, as NIfTI.")] = None,
+) -> None:
+    """Find the commissures of one scan and print its pose; exit status 1 if it is not to be trusted."""
+    try:
+        read = hypodask.read_scan(scan)
+        from_vox = read.grid.space_from_vox
+        placed = hypodask.read_landmarks(landmarks, scanner_from_vox=from_vox) if landmarks else None
+        alignment = hypodask.align(read, landmarks=placed)
+    except ScanError as error:
+        typer.echo(_message(error), err=True)
+        raise typer.Exit(FAILED) from None
+    kinds: dict[Kind, str | None] = {"itk": itk, "fsl": fsl, "matrix": matrix}
+    for kind, path in kinds.items():
+        if path:
+            hypodask.save_transform(path, alignment.acpc_from_scanner, kind=kind, scan=read.grid)
+    if image:
+        hypodask.save_aligned(image, read, alignment.acpc_from_scanner)
+    typer.echo(_pose(alignment))
+    raise typer.Exit(FAILED if alignment.flagged else 0)
+
+
+@app.command()
 def verify(out: Out) -> None:
     """Check every store for missing or damaged parts."""
     problems = hypodask.verify(out)
@@ -99,6 +134,19 @@ def report(
 ) -> None:
     """Write the HTML report from the results alone."""
     typer.echo(f"report: {hypodask.report.write_report(out, reference=reference)}")
+
+
+def _pose(alignment: "Alignment") -> str:
+    """The pose of a head as a person reads it."""
+    ac, pc = (" ".join(f"{x:8.2f}" for x in place) for place in (alignment.ac_mm, alignment.pc_mm))
+    pitch, roll, yaw = hypodask.angles_deg(alignment.acpc_from_scanner)
+    lines = [
+        f"AC     {ac}  mm, scanner RAS+",
+        f"PC     {pc}  mm, {alignment.acpc_distance_mm:.2f} mm from AC",
+        f"angles {pitch:8.2f} {roll:8.2f} {yaw:8.2f}  degrees: pitch (nose up), roll (to the right), yaw (to the left)",
+        f"source {alignment.source}, score {alignment.score:.2f}" + (", FLAGGED" if alignment.flagged else ""),
+    ]
+    return "\n".join([*lines, *alignment.warnings])
 
 
 def _account(results: "xr.Dataset") -> int:

@@ -132,7 +132,8 @@ def process(
     retry_failed
         Also try scans again that were refused before.
     treat
-        ``treat(path, *, scan, out, store, models) -> Row``, importable by the workers.
+        ``treat(path, *, scan, out, store, models) -> Row``, importable by the workers; ``landmarks`` is given too for a
+        scan that has some.
     load
         Called once in each worker with ``models``; what it returns is given to ``treat``.
 
@@ -231,11 +232,19 @@ def _unfinished(cohort: Cohort, out: str, journal: pd.DataFrame, key: str, *, re
     known: dict[Any, dict[Any, Any]] = journal.to_dict("index")
 
     def job_of(entry: Entry) -> Job | None:
-        job = Job(entry, store_path(entry), f"{input_stamp(entry.path)}:{key}")
+        job = Job(entry, store_path(entry), f"{input_stamp(entry.path)}:{key}{_landmarks_stamp(entry)}")
         return None if _is_settled(known.get(entry.scan), job, out, retry_failed=retry_failed) else job
 
     with ThreadPoolExecutor(PLANNERS) as pool:
         return [job for job in pool.map(job_of, cohort.entries()) if job is not None]
+
+
+def _landmarks_stamp(entry: Entry) -> str:
+    """What changes when landmarks by hand are added, corrected or withdrawn; empty without any."""
+    if entry.landmarks is None:
+        return ""
+    given = input_stamp(entry.landmarks) if isinstance(entry.landmarks, str) else ""
+    return ":" + hashlib.sha256(f"{entry.landmarks} {given}".encode()).hexdigest()[:12]
 
 
 def _is_settled(row: dict[Any, Any] | None, job: Job, out: str, *, retry_failed: bool) -> bool:
@@ -320,8 +329,9 @@ def _registered(client: Client, networks: Networks) -> Iterator[str]:
 def _treat_job(treat: Treat, out: str, plugin: str, job: Job) -> dict[str, Any]:
     """Run in a worker. Only errors of the disk or the network leave it, since only they are worth a retry."""
     models = cast(Networks, get_worker().plugins[plugin]).loaded
+    placed = {} if job.entry.landmarks is None else {"landmarks": job.entry.landmarks}
     try:
-        row = treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models)
+        row = treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, **placed)
     except OSError:
         raise
     except ScanError as err:

@@ -36,7 +36,7 @@ from hypodask.variables import RESULTS, VARIABLES, Variable
 ALWAYS = ("hypothalamus", "icv")
 """Structures of every results dataset, measured or not."""
 
-LONG_TEXT = ("reason", "warnings", "sha256", "store", "path")
+LONG_TEXT = ("reason", "warnings", "sha256", "store", "path", "landmarks")
 """Left out of the tidy table, which would repeat them for every structure."""
 
 READERS = 16

@@ -18,9 +18,11 @@
     │   │   ├── NonFiniteError             NaN or infinity
     │   │   └── ConstantImageError         one value everywhere
     │   ├── AlignmentError                 no head was found, or its pose cannot be told
+    │   ├── LandmarkError                  commissures given by hand cannot be read, or cannot be those of the scan
     │   └── SegmentationError              a network found nothing where there should be something
     ├── CohortError (ValueError)           the table of scans cannot be used; nothing was run
     ├── ModelError (ValueError)            a weights file is missing, damaged or of another kind
+    ├── TransformError (ValueError)        a file of a transform cannot be read or written
     ├── StoreError (OSError)               a store is incomplete, damaged or not ours
     ├── ResultsError (ValueError)          the results dataset lacks what an analysis needs
     └── ClusterError (RuntimeError)        the cluster, not a scan, went wrong
@@ -94,6 +96,10 @@ class AlignmentError(ScanError):
     """No head was found, or its pose cannot be told."""
 
 
+class LandmarkError(ScanError):
+    """Commissures given by hand cannot be read, or cannot be those of the scan."""
+
+
 class SegmentationError(ScanError):
     """A network found nothing where there should be something."""
 
@@ -104,6 +110,10 @@ class CohortError(HypodaskError, ValueError):
 
 class ModelError(HypodaskError, ValueError):
     """A weights file is missing, damaged or of another kind."""
+
+
+class TransformError(HypodaskError, ValueError):
+    """A file of a transform cannot be read or written."""
 
 
 class StoreError(HypodaskError, OSError):

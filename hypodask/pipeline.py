@@ -24,13 +24,15 @@ from hypodask.alignment import Alignment, align
 from hypodask.errors import ModelError, ScanError
 from hypodask.grid import slab_grid
 from hypodask.labels import ICV
+from hypodask.landmarks import Landmarks, read_landmarks
 from hypodask.location import Location
+from hypodask.network.weights import Task
 from hypodask.row import Row, Stage
 from hypodask.scan import Scan, read_scan
 from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.restore import label_map_on, slab_label_map
-from hypodask.segmentation.weights import Task
 from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
+from hypodask.transforms import save_transform
 from hypodask.volumes import Volumes, interval, measure, unusual
 
 Networks = tuple[Network, ...]
@@ -87,6 +89,7 @@ def process_scan(
     out: str | PathLike[str] | None = None,
     store: str = "",
     models: Models = None,
+    landmarks: Landmarks | str | PathLike[str] | None = None,
 ) -> Row:
     """Volumes of one scan; a scan that cannot be trusted becomes a failed row, not an error.
 
@@ -100,6 +103,9 @@ def process_scan(
         Output folder or URL, and where in it the scan's own store goes; nothing is kept without ``out``.
     models
         As for :func:`load_models`, or what it returned: then nothing is loaded here.
+    landmarks
+        Commissures that a person placed, or a file of them (:func:`hypodask.read_landmarks`); they win over
+        what is found.
 
     Returns
     -------
@@ -116,10 +122,10 @@ def process_scan(
     networks = load_models(models)
     name = scan or re.split(r"[/\\]", fspath(path).rstrip("/\\"))[-1].split(".")[0]
     store = store or f"scans/{name}.nii.zarr"
-    keeper = Keeper(None if out is None else Location(fspath(out)).child(store).url)
+    keeper = Keeper(None if out is None else Location(fspath(out)).child(store).url, name)
     started = perf_counter()
     try:
-        outcome = _done(fspath(path), networks, keeper) | {"store": store if keeper.url else ""}
+        outcome = _done(fspath(path), networks, keeper, landmarks) | {"store": store if keeper.url else ""}
     except _Stopped as stopped:
         outcome = stopped.outcome
         keeper.discard()
@@ -135,13 +141,16 @@ def process_scan(
     return replace(row, seconds=perf_counter() - started)
 
 
-def _done(path: str, networks: Networks, keeper: "Keeper") -> dict[str, Any]:
+def _done(
+    path: str, networks: Networks, keeper: "Keeper", placed: Landmarks | str | PathLike[str] | None
+) -> dict[str, Any]:
     """The method; what it found, as fields of a row."""
     with _at("read"):
         scan = read_scan(path)
     keeper.keep_scan(scan)
     with _at("align"):
-        alignment = align(scan)
+        landmarks = _landmarks(placed, scan)
+        alignment = align(scan, landmarks=landmarks)
     with _at("segment"):
         segmentations = [network.segment(scan, alignment) for network in networks]
     with _at("measure"):
@@ -154,10 +163,17 @@ def _done(path: str, networks: Networks, keeper: "Keeper") -> dict[str, Any]:
         "flagged": alignment.flagged,
         "quality": volumes[0].certainty,
         "alignment_score": alignment.score,
+        "alignment_source": alignment.source,
         "acpc_distance_mm": alignment.acpc_distance_mm,
         "warnings": " ".join(warnings),
         "sha256": scan.sha256,
     }
+
+
+def _landmarks(placed: Landmarks | str | PathLike[str] | None, scan: Scan) -> Landmarks | None:
+    if placed is None or isinstance(placed, Landmarks):
+        return placed
+    return read_landmarks(placed, scanner_from_vox=scan.grid.space_from_vox)
 
 
 def _volumes(networks: Networks, volumes: list[Volumes]) -> dict[str, dict[str, float]]:
@@ -201,6 +217,8 @@ class Keeper:
     """Writes what a scan gives into its own store; without a URL nothing is kept."""
 
     url: str | None
+    scan: str
+    """The scan's identifier, which names the file of its transform."""
 
     def keep_scan(self, scan: Scan) -> None:
         """Begin the store with the voxels as they were read."""
@@ -219,6 +237,7 @@ class Keeper:
             to_scan, to_slab = (scanner_from_acpc, np.eye(4)) if ours else (np.eye(4), alignment.acpc_from_scanner)
             table = hypothalamus.labels
             write_record(self.url, "alignment", alignment_record(alignment))
+            save_transform(Location(self.url).child(transform_name(self.scan)).url, alignment.acpc_from_scanner)
             write_label_map(self.url, "icv_scan", icv_map, scan.grid, ICV)
             in_scan = label_map_on(hypothalamus, scan.grid, to_scan)
             write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
@@ -246,7 +265,17 @@ def alignment_record(alignment: Alignment) -> dict[str, Any]:
         "score": alignment.score,
         "flagged": alignment.flagged,
         "warnings": list(alignment.warnings),
+        "source": alignment.source,
     }
+
+
+def transform_name(scan: str) -> str:
+    """Name of ITK's file of a scan's pose, as BIDS names transforms.
+
+    >>> transform_name("sub-01_ses-2")
+    'sub-01_ses-2_from-T1w_to-ACPC_mode-image_xfm.txt'
+    """
+    return f"{scan.removesuffix('_T1w')}_from-T1w_to-ACPC_mode-image_xfm.txt"
 
 
 class _Stopped(Exception):  # noqa: N818 - it stops a scan, it is no error

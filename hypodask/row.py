@@ -51,6 +51,8 @@ class Row:
     """Mean posterior inside the hypothalamic outline, 0.5 (a guess) to 1 (certain)."""
     alignment_score: float = float("nan")
     """Local correlation of the aligned brain with the template, -1 to 1."""
+    alignment_source: str = ""
+    """Where the commissures come from: ``automatic`` or ``landmarks`` (by hand)."""
     acpc_distance_mm: float = float("nan")
     """Distance of the commissures, mm; 26.6 +- 1.4 in adults."""
 

@@ -9,6 +9,7 @@ A store is a NIfTI-Zarr image (Zarr v3, OME-Zarr 0.5 multiscales, the NIfTI head
         nifti/                         NIfTI header: affine, slope, units
         labels/<name>/{zarr.json, 0/, nifti/}   a label map is a NIfTI-Zarr image too
         <name>.json                    records, such as the alignment
+        <scan>_from-T1w_to-ACPC_mode-image_xfm.txt    the pose for ANTs, SimpleITK and 3D Slicer
         done.json                      written last: every file with its size and sha256
 
 Each array is one shard, hence one file, that holds chunks of 128^3 voxels: a crop reads only its

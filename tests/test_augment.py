@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from hypodask.segmentation.augment import Variation, contrast_of, points_of, rotation, smooth_field
+from hypodask.network.augment import Variation, contrast_of, points_of, rotation, smooth_field
 
 NOTHING = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0, gamma=0, gain=0, bias=0, noise=0)
 CENTRE = jnp.array([1.0, -5.0, -6.0])

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
@@ -176,13 +178,76 @@ def test_demo_passes_its_options_on_and_accounts(monkeypatch: pytest.MonkeyPatch
     assert asked == {"out": "hypodask-demo", "scans": None, "workers": None, "seed": 0}
 
 
+@pytest.fixture
+def posed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces the alignment by a known pose; records what it was asked."""
+    seen: dict[str, Any] = {"flagged": False, "warnings": ()}
+    acpc_from_scanner = np.eye(4)
+    acpc_from_scanner[:3, 3] = -1.0, -2.0, 4.0
+
+    def align(scan: hypodask.Scan, *, landmarks: hypodask.Landmarks | None) -> hypodask.Alignment:
+        seen.update(scan=scan, landmarks=landmarks)
+        ac, pc = np.array([1.0, 2.0, -4.0]), np.array([1.0, -24.5, -4.0])
+        doubts = {name: seen[name] for name in ("flagged", "warnings")}
+        return hypodask.Alignment(acpc_from_scanner, ac, pc, np.eye(4), score=0.71, **doubts)
+
+    monkeypatch.setattr(hypodask, "align", align)
+    return seen
+
+
+def test_align_prints_commissures_angles_and_trust(posed: dict[str, Any], head_file: Callable[..., Path]) -> None:
+    result = invoke("align", head_file())
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "AC         1.00     2.00    -4.00  mm, scanner RAS+",
+        "PC         1.00   -24.50    -4.00  mm, 26.50 mm from AC",
+        "angles     0.00     0.00     0.00  degrees: pitch (nose up), roll (to the right), yaw (to the left)",
+        "source automatic, score 0.71",
+    ]
+    assert posed["landmarks"] is None
+
+
+def test_a_pose_that_is_flagged_is_exit_status_1(posed: dict[str, Any], head_file: Callable[..., Path]) -> None:
+    posed.update(flagged=True, warnings=("The pose is odd.",))
+    result = invoke("align", head_file())
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-2:] == ["source automatic, score 0.71, FLAGGED", "The pose is odd."]
+
+
+def test_align_writes_what_is_asked_for(
+    posed: dict[str, Any], head_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypodask.transforms.ALIGNED_SPACING_MM", 4.0)
+    (tmp_path / "hand.fcsv").write_text("# CoordinateSystem = RAS\n# columns = x,y,z,label\n1,2,3,AC\n1,-24,3,PC\n")
+    names = {"landmarks": "hand.fcsv", "itk": "a.txt", "fsl": "a.mat", "matrix": "b.txt", "image": "a.nii.gz"}
+    result = invoke("align", head_file(), *(x for key, name in names.items() for x in (f"--{key}", tmp_path / name)))
+    assert result.exit_code == 0
+    assert posed["landmarks"] == hypodask.Landmarks((1, 2, 3), (1, -24, 3))
+    for name, scan in (("a.txt", None), ("b.txt", None), ("a.mat", posed["scan"].grid)):
+        found = hypodask.load_transform(tmp_path / name, scan=scan)
+        np.testing.assert_allclose(found[:3, 3], (-1.0, -2.0, 4.0), atol=1e-9)
+    assert hypodask.read_scan(tmp_path / "a.nii.gz").grid.spacing_mm == (4.0, 4.0, 4.0)
+
+
+def test_a_scan_or_landmarks_that_cannot_be_used_are_exit_status_1_with_the_reason(
+    posed: dict[str, Any], head_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    for arguments in ((tmp_path / "none.nii",), (head_file(), "--landmarks", tmp_path / "none.fcsv")):
+        result = invoke("align", *arguments)
+        assert result.exit_code == 1
+        assert "hypodask: " in result.stderr
+        assert "no such file" in result.stderr
+        assert result.stdout == ""
+
+
 def test_version_is_that_of_the_package() -> None:
     result = invoke("--version")
     assert (result.exit_code, result.output) == (0, f"hypodask {hypodask.__version__}\n")
 
 
-def test_commands_are_the_four_that_are_promised() -> None:
+def test_commands_are_those_that_are_promised() -> None:
     assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == {
+        "align",
         "demo",
         "report",
         "run",

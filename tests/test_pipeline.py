@@ -14,11 +14,12 @@ from hypodask.alignment import Alignment
 from hypodask.errors import AlignmentError, ModelError
 from hypodask.grid import box_grid, transform_points
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.network.unet import UNet, UNetConfig
+from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.pipeline import load_models, process_scan
 from hypodask.segmentation import Segmentation
-from hypodask.segmentation.unet import UNet, UNetConfig
-from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
 from hypodask.store import read_done, read_label_map, read_record, read_stored_scan, verify_store
+from hypodask.transforms import load_transform
 
 BOX = box_grid((40, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
 HEAD = box_grid((44, 52, 44), (4.0, 4.0, 4.0), (0.0, -16.0, 8.0))
@@ -52,7 +53,7 @@ def aligned(monkeypatch):
     """``aligned(pose)`` makes every alignment give this one."""
 
     def give(pose):
-        monkeypatch.setattr(pipeline, "align", lambda scan: pose)
+        monkeypatch.setattr(pipeline, "align", lambda scan, landmarks=None: pose)
 
     give(POSE)
     return give
@@ -79,7 +80,7 @@ def out(tmp_path):
 
 
 def raising(error):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise error
 
     return refuse
@@ -98,6 +99,7 @@ def test_a_scan_becomes_a_row_of_volumes(aligned, scan_file):
     assert row["hypothalamus_left"] == pytest.approx(row["hypothalamus_right"], rel=1e-3)
     assert (row.model, row.protocol) == ("fake:1 fake icv:2", "fake protocol")
     assert (row.alignment_score, row.acpc_distance_mm, row.flagged) == (0.7, 26.5, False)
+    assert row.alignment_source == "automatic"
     assert 0.5 < row.quality <= 1
     assert len(row.sha256) == 64
     assert row.seconds > 0
@@ -125,6 +127,8 @@ def test_everything_is_kept_in_a_store_that_is_marked_as_done(aligned, scan_file
     done = read_done(url)
     assert (done["scan"], done["sha256"], done["model"]) == ("sub-01", row.sha256, row.model)
     assert read_record(url, "alignment")["acpc_from_scanner"] == np.eye(4).tolist()
+    assert read_record(url, "alignment")["source"] == "automatic"
+    np.testing.assert_array_equal(load_transform(f"{url}/sub-01_from-T1w_to-ACPC_mode-image_xfm.txt"), np.eye(4))
     np.testing.assert_array_equal(read_stored_scan(url).stored, nib.load(path).get_fdata())
     for name, expected in (("icv_scan", row["icv"]), ("hypothalamus_slab", row["hypothalamus"])):
         label_map, grid = read_label_map(url, name)
@@ -144,6 +148,13 @@ def test_label_maps_of_a_network_in_scanner_space_are_carried_to_the_slab(aligne
     left = transform_points(grid.space_from_vox, np.argwhere(label_map == 1)).mean(axis=0)
     np.testing.assert_allclose(left, (-6.0, -5.0, -6.0), atol=0.1)
     assert row["anterior_inferior_left"] == row["hypothalamus_left"]
+
+
+def test_a_pose_from_landmarks_by_hand_is_told_in_row_and_record(aligned, scan_file, out):
+    aligned(replace(POSE, score=float("nan"), source="landmarks"))
+    row = process_scan(scan_file(), out=out, models=FAKES)
+    record = read_record(str(out / row.store), "alignment")
+    assert (row.alignment_source, record["source"], record["score"]) == ("landmarks", "landmarks", None)
 
 
 def test_a_file_that_is_missing_is_a_failed_row(out):

@@ -17,6 +17,8 @@ from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import box_bright
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.network.unet import UNet, UNetConfig
+from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation import load_network, predict, segment
@@ -31,8 +33,6 @@ from hypodask.segmentation.predict import (
     mirrored_channels,
     neighbours,
 )
-from hypodask.segmentation.unet import UNet, UNetConfig
-from hypodask.segmentation.weights import InputGeometry, ModelCard, save_weights
 
 GEOMETRY = InputGeometry(
     (2.0, 2.0, 2.0), (16, 6, 16), slices=3, slice_axis=1, intensity="box_bright", slice_step=2, centre_mm=(0, -5, -6)

@@ -11,13 +11,14 @@ from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
 from hypodask.grid import box_grid
-from hypodask.segmentation import augment
+from hypodask.network import augment, learn
+from hypodask.network.augment import Variation
+from hypodask.network.learn import Schedule
+from hypodask.network.unet import UNetConfig, predictor
+from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import train as training
-from hypodask.segmentation.augment import Variation
 from hypodask.segmentation.losses import dice
-from hypodask.segmentation.train import Head, Schedule, Task, draw, train
-from hypodask.segmentation.unet import UNetConfig, predictor
-from hypodask.segmentation.weights import InputGeometry
+from hypodask.segmentation.train import Head, Task, draw, train
 
 STORED = box_grid((24, 12, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 WANTED = box_grid((16, 4, 16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
@@ -103,7 +104,7 @@ def test_a_simple_task_is_learnt(run):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(run, caplog):
     undisturbed, checkpoint = run
-    caplog.set_level(logging.INFO, logger=training.__name__)
+    caplog.set_level(logging.INFO, logger=learn.__name__)
     resumed = train(task_of(bars), NETWORK, SCHEDULE, checkpoint=checkpoint)
     assert [record.args[0] for record in caplog.records] == [70, 80]
     for a, b in zip(weights(undisturbed), weights(resumed), strict=True):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from hypodask.segmentation.unet import UNet, UNetConfig, fold_batch_norm, parameter_count, predictor
+from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm, parameter_count, predictor
 
 SMALL = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8, 16))
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hypodask.errors import ModelError
-from hypodask.segmentation import weights
-from hypodask.segmentation.unet import UNet, UNetConfig, fold_batch_norm
-from hypodask.segmentation.weights import (
+from hypodask.network import weights
+from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm
+from hypodask.network.weights import (
     InputGeometry,
     ModelCard,
     load_weights,

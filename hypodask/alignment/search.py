@@ -39,6 +39,16 @@ ADULT_STRETCH = (0.91, 0.95, 0.85)
 """Adult brains against MNI152, which is larger than most: mean stretch along x, y, z (11 adults)."""
 
 
+RESIZED = 16
+"""Rotations that are also tried in other sizes."""
+
+RIM_MM = 70.0 * np.concatenate([np.eye(3), -np.eye(3)]) + (0.0, -20.0, 0.0)
+"""Points on the rim of the template's brain, MNI mm."""
+
+NEIGHBOURS_MM = 14.0
+"""Poses nearer than this at the brain's rim are one to registration, which finds its way from the better one."""
+
+
 class Field(NamedTuple):
     """A block of a head, or of the template, and what of it counts."""
 
@@ -69,8 +79,8 @@ def turns_net() -> Float[ndarray, "n 3 3"]:
     return Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * ADULT_STRETCH
 
 
-def search(head: Field, template: Field, *, keep: int = 16) -> list[Float[ndarray, "4 4"]]:
-    """The ``keep`` most likely poses ``scanner_from_mni``, best first.
+def search(head: Field, template: Field, *, keep: int = 6) -> list[Float[ndarray, "4 4"]]:
+    """The ``keep`` most likely poses ``scanner_from_mni``, best first, none a neighbour of another.
 
     Parameters
     ----------
@@ -79,7 +89,7 @@ def search(head: Field, template: Field, *, keep: int = 16) -> list[Float[ndarra
     template
         Brain and ring, in voxels of the same size along the template's axes.
     keep
-        Poses returned, and rotations that are also tried in other sizes.
+        Poses returned at most.
     """
     spectra = _spectra(jnp.asarray(head.data), jnp.asarray(head.seen))
     pattern = jnp.asarray(template.data), jnp.asarray(template.seen)
@@ -90,10 +100,11 @@ def search(head: Field, template: Field, *, keep: int = 16) -> list[Float[ndarra
         wrapped = (index + WINDOW - FIELD - 8) % WINDOW - (WINDOW - FIELD - 8)
         return Place(float(score), linear, wrapped.astype(float))
 
-    places = _best([place(linear) for linear in turns_net()], keep)
+    places = _best([place(linear) for linear in turns_net()], RESIZED)
     places += [place(found.linear * size) for found in places for size in OTHER_SIZES]
     centre_mm = transform_points(template.grid.space_from_vox, (np.array(template.data.shape) - 1) / 2)
-    return [_pose(found, head.grid, centre_mm) for found in _best(places, keep)]
+    poses = [_pose(found, head.grid, centre_mm) for found in _best(places, len(places))]
+    return _apart(poses, keep)
 
 
 def _best(places: list[Place], keep: int) -> list[Place]:
@@ -106,6 +117,21 @@ def _pose(found: Place, grid: Grid, centre_mm: ndarray) -> Float[ndarray, "4 4"]
     pose[:3, :3] = found.linear
     pose[:3, 3] = transform_points(grid.space_from_vox, found.vox) - found.linear @ centre_mm
     return pose
+
+
+def _apart(poses: list[Float[ndarray, "4 4"]], keep: int) -> list[Float[ndarray, "4 4"]]:
+    """The first ``keep`` poses, less those that are neighbours of one before them."""
+    kept: list[Float[ndarray, "4 4"]] = []
+    for pose in poses:
+        if len(kept) < keep and all(rim_distance_mm(pose, other) > NEIGHBOURS_MM for other in kept):
+            kept.append(pose)
+    return kept
+
+
+def rim_distance_mm(one: Float[ndarray, "4 4"], other: Float[ndarray, "4 4"]) -> float:
+    """Greatest distance between two places of a point on the template brain's rim."""
+    here, there = transform_points(one, RIM_MM), transform_points(other, RIM_MM)
+    return float(np.linalg.norm(here - there, axis=1).max())
 
 
 class Spectra(NamedTuple):

@@ -17,6 +17,7 @@ from hypodask.cohort.bids import (
     strip_label,
 )
 from hypodask.cohort.ids import entities, scan_id, scan_stem
+from hypodask.cohort.landmarks import landmark_problems, landmarks_of, with_landmark_paths
 from hypodask.cohort.problems import (
     COLUMNS,
     SHOWN_PROBLEMS,
@@ -30,6 +31,7 @@ from hypodask.cohort.problems import (
 )
 from hypodask.cohort.tables import as_text, join, read_table
 from hypodask.errors import CohortError
+from hypodask.landmarks import Landmarks
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Entry:
     """Without ``ses-``."""
     run: str = ""
     """Without ``run-``."""
+    landmarks: Landmarks | str | None = None
+    """Commissures placed by hand, or the file of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,9 @@ class Cohort:
 
     table: pd.DataFrame
     """One row per scan: ``scan``, ``path``, ``participant_id``, ``session``, ``run``, ``site``, then every
-    covariate as it was given."""
+    covariate as it was given. Commissures placed by hand are columns too: ``ac_x_mm`` to ``pc_z_mm`` with, if there
+    is a third point of the midline, ``ih_x_mm`` to ``ih_z_mm``, all in scanner RAS+ mm; or ``landmarks``, the path
+    of a file. A row without them is aligned automatically."""
     notes: tuple[str, ...] = ()
     """What does not stop the study but should be known, such as participants without a scan."""
     dictionary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
@@ -77,7 +83,7 @@ class Cohort:
 
     def __post_init__(self) -> None:
         table = _with_columns(self.table.rename(columns=str))
-        refuse(id_problems(table) + covariate_problems(table), "this cohort")
+        refuse(id_problems(table) + covariate_problems(table) + landmark_problems(table), "this cohort")
         object.__setattr__(self, "table", table)
 
     def __len__(self) -> int:
@@ -85,8 +91,11 @@ class Cohort:
 
     def entries(self) -> Iterator[Entry]:
         """One entry per scan, in the order of the table."""
-        for scan, path, participant, session, run, site in self.table[list(COLUMNS)].itertuples(index=False):
-            yield Entry(scan, path, site, participant, session, run)
+        rows = self.table[list(COLUMNS)].itertuples(index=False)
+        for (scan, path, participant, session, run, site), landmarks in zip(
+            rows, landmarks_of(self.table), strict=True
+        ):
+            yield Entry(scan, path, site, participant, session, run, landmarks)
 
     @classmethod
     def from_bids(
@@ -120,7 +129,7 @@ class Cohort:
         refuse(problems + repeated_ids(scans) + missing_files(local), folder)
         dictionary = read_dictionary(folder)
         coded = frozenset(name for name, entry in dictionary.items() if "Levels" in entry)
-        table = merge_covariates(scans, participants, read_sessions(folder), coded)
+        table = with_landmark_paths(merge_covariates(scans, participants, read_sessions(folder), coded), folder)
         return cls(table, _notes(scans, participants, whole=participant_labels is None), dictionary)
 
     @classmethod
@@ -148,7 +157,7 @@ class Cohort:
         given = _with_paths(given.rename(columns=str).reset_index(drop=True))
         folder = _absolute(root) if root is not None else _folder_of(table)
         given["path"] = [join(folder, path) for path in as_text(given["path"])]
-        return _from_paths(given)
+        return _from_paths(with_landmark_paths(given, folder))
 
     @classmethod
     def from_files(cls, paths: Iterable[str | os.PathLike[str]]) -> "Cohort":

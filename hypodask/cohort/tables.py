@@ -12,7 +12,7 @@ from hypodask.errors import CohortError
 
 MISSING = ("n/a", "N/A", "NA", "NaN", "nan", "")
 """Cells that mean missing. ``n/a`` is BIDS; the rest is what R, pandas and spreadsheets write."""
-TEXT_COLUMNS = frozenset({"participant_id", "session", "session_id", "run", "site", "path", "file"})
+TEXT_COLUMNS = frozenset({"participant_id", "session", "session_id", "run", "site", "path", "file", "landmarks"})
 """Columns that stay text whatever their values look like."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d")
 

@@ -18,12 +18,8 @@ from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import SCALINGS
 from hypodask.labels import HYPOTHALAMUS, ICV, LabelTable
-from hypodask.resample import resample
-from hypodask.scan import Scan
-from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg, intensity_window
-from hypodask.segmentation.segmentation import Segmentation
-from hypodask.segmentation.unet import UNet, predictor
-from hypodask.segmentation.weights import (
+from hypodask.network.unet import UNet, predictor
+from hypodask.network.weights import (
     KERAS_SUFFIXES,
     InputGeometry,
     ModelCard,
@@ -32,6 +28,10 @@ from hypodask.segmentation.weights import (
     resolve_model,
     sha256,
 )
+from hypodask.resample import resample
+from hypodask.scan import Scan
+from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg, intensity_window
+from hypodask.segmentation.segmentation import Segmentation
 
 TABLES: dict[Task, LabelTable] = {"hypothalamus": HYPOTHALAMUS, "icv": ICV}
 """Labels of each task's channels after background."""

@@ -1,41 +1,29 @@
-"""Training of a U-Net on examples that are made on the fly.
+"""Examples for the segmentation networks, made on the fly from heads that are made on the fly.
 
-A ``Maker`` makes one varied head from a PRNG key; slices are drawn from it; AdamW with a cosine schedule
-learns from them; an exponential average of the weights is what is kept. A checkpoint is written as it
-goes, and the same call goes on from it.
+A ``Maker`` makes one head from a PRNG key; it is varied in pose, shape and contrast, and slices are drawn from it.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
-from safetensors.numpy import load_file, save_file
 
-from hypodask.errors import ModelError
 from hypodask.grid import Grid
+from hypodask.network.augment import Variation, contrast_of, points_of
+from hypodask.network.learn import Batch, Drawer, Schedule, learn
+from hypodask.network.unet import UNet, UNetConfig
+from hypodask.network.weights import InputGeometry
 from hypodask.resample import gather
-from hypodask.segmentation.augment import Variation, contrast_of, points_of
 from hypodask.segmentation.losses import segmentation_loss
-from hypodask.segmentation.unet import UNet, UNetConfig
-from hypodask.segmentation.weights import InputGeometry
-
-log = logging.getLogger(__name__)
 
 COARSE = 4
 """Warps are worked out at every fourth pixel and interpolated: they are smooth over ten or more."""
-
-WARM_UP_STEPS = 50
-"""Steps over which the rate rises, or half of all where that is less."""
 
 
 class Head(NamedTuple):
@@ -48,25 +36,6 @@ class Head(NamedTuple):
 
 
 Maker = Callable[[PRNGKeyArray], Head]
-Batch = tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to learn."""
-
-    steps: int = 1200
-    heads: int = 8
-    """Heads made for each step."""
-    slices: int = 2
-    """Slices drawn from each."""
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
-    average: float = 0.995
-    """Decay of the average of the weights."""
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -84,54 +53,9 @@ class Task:
     """Truth channels of a mirrored head: left and right change places."""
 
 
-class _State(NamedTuple):
-    params: Any
-    stats: Any
-    average: Any
-    optimizer: Any
-    step: Array
-
-
 def train(task: Task, config: UNetConfig, schedule: Schedule, *, checkpoint: Path | None = None) -> UNet:
-    """Learn a U-Net.
-
-    Parameters
-    ----------
-    task
-        Where examples come from.
-    config
-        Shape of the network.
-    schedule
-        Steps, batch and rates.
-    checkpoint
-        Written every ``schedule.checkpoint_every`` steps, and gone on from where it exists: what comes out is
-        what an undisturbed run gives.
-
-    Returns
-    -------
-    UNet
-        With the averaged weights.
-
-    Raises
-    ------
-    ModelError
-        If the checkpoint belongs to another network.
-    """
-    model = UNet(config, rngs=nnx.Rngs(schedule.seed))
-    graph, params, stats = cast(tuple[Any, Any, Any], nnx.split(model, nnx.Param, nnx.BatchStat))
-    optimizer = _optimizer(schedule)
-    state = _resumed(_State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0)), checkpoint)
-    key, drawn, losses = jax.random.key(schedule.seed), drawer(task, schedule), []
-    for step in range(int(state.step), schedule.steps):
-        inputs, truth = drawn(jax.random.fold_in(key, step))
-        state, loss = _learn(graph, optimizer, schedule.average, state, inputs, truth)
-        losses.append(float(loss))
-        if step % schedule.log_every == schedule.log_every - 1:
-            log.info("step %d loss %.4f", step + 1, np.mean(losses[-schedule.log_every :]))
-        if checkpoint and step % schedule.checkpoint_every == schedule.checkpoint_every - 1:
-            _keep(state, checkpoint)
-    params, stats = state.average
-    return cast(UNet, nnx.merge(graph, params, stats))
+    """Learn a U-Net from a task, as :func:`hypodask.network.learn.learn` does."""
+    return learn(drawer(task, schedule), segmentation_loss, config, schedule, checkpoint=checkpoint)
 
 
 def draw(task: Task, schedule: Schedule, key: PRNGKeyArray) -> Batch:
@@ -139,7 +63,7 @@ def draw(task: Task, schedule: Schedule, key: PRNGKeyArray) -> Batch:
     return drawer(task, schedule)(key)
 
 
-def drawer(task: Task, schedule: Schedule) -> Callable[[PRNGKeyArray], Batch]:
+def drawer(task: Task, schedule: Schedule) -> Drawer:
     """Compile the drawing of batches, one for each key."""
 
     @jax.jit
@@ -156,17 +80,6 @@ def drawer(task: Task, schedule: Schedule) -> Callable[[PRNGKeyArray], Batch]:
         return jnp.concatenate([inputs for inputs, _ in parts]), jnp.concatenate([truth for _, truth in parts])
 
     return of_batch
-
-
-@lru_cache(maxsize=4)
-def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW whose rate rises for a while and falls along a cosine.
-
-    One object for one schedule: a step is compiled for the object it is given.
-    """
-    rise = min(WARM_UP_STEPS, schedule.steps // 2)
-    rates = optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, rise, schedule.steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=schedule.weight_decay))
 
 
 def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w c"], Float[Array, "h w k"]]:
@@ -201,41 +114,3 @@ def _slab_points(task: Task, middle: Array) -> Float[Array, "slice h w 3"]:
     vox = jnp.stack([x, y, z], -1)
     matrix = jnp.asarray(task.wanted.space_from_vox, jnp.float32)
     return vox @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-@partial(jax.jit, static_argnames=("graph", "optimizer", "average"))
-def _learn(
-    graph: Any, optimizer: optax.GradientTransformation, average: float, state: _State, inputs: Array, truth: Array
-) -> tuple[_State, Array]:
-    """One step of AdamW."""
-
-    def loss_of(params: Any) -> tuple[Array, Any]:
-        model = nnx.merge(graph, params, state.stats, copy=True)
-        return segmentation_loss(model(inputs, train=True), truth), nnx.state(model, nnx.BatchStat)
-
-    (loss, stats), slopes = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(slopes, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # The average starts as a plain mean, so that the first weights do not linger.
-    decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
-    mean = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.average, (params, stats))
-    return _State(params, stats, mean, optimizer_state, state.step + 1), loss
-
-
-def _keep(state: _State, checkpoint: Path) -> None:
-    """Write a checkpoint that is there whole or not at all."""
-    partial_file = checkpoint.with_suffix(".partial")
-    save_file({str(n): np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}, partial_file)
-    partial_file.replace(checkpoint)
-
-
-def _resumed(state: _State, checkpoint: Path | None) -> _State:
-    """The state of a checkpoint, where there is one."""
-    if checkpoint is None or not checkpoint.exists():
-        return state
-    stored = load_file(checkpoint)
-    leaves, tree = jax.tree.flatten(state)
-    known = [stored[name] for name in sorted(stored, key=int)]
-    if [leaf.shape for leaf in known] != [leaf.shape for leaf in leaves]:
-        raise ModelError(f"{checkpoint} belongs to another network; delete it, or train the network it was made for")
-    return cast(_State, jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in known]))

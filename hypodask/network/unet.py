@@ -157,10 +157,18 @@ class _Conv(nnx.Module):
         return _ACTIVATIONS[self.activation](features)
 
 
+def class_probabilities(logits: Float[Array, "h w class_"]) -> Float[Array, "h w class_"]:
+    """Probability of each class at each pixel."""
+    return jnp.asarray(jax.nn.softmax(logits, axis=-1))
+
+
 def predictor(
-    model: UNet, *, slices_at_once: int = SLICES_AT_ONCE
-) -> Callable[[Float[Array, "n h w channel"]], Float[Array, "n h w class_"]]:
-    """Compile a function from slices to class probabilities.
+    model: UNet,
+    *,
+    slices_at_once: int = SLICES_AT_ONCE,
+    answer: Callable[[Float[Array, "h w class_"]], Float[Array, "..."]] = class_probabilities,
+) -> Callable[[Float[Array, "n h w channel"]], Float[Array, "n ..."]]:
+    """Compile a function from slices to class probabilities, or to another answer.
 
     Batch normalisation is folded into the convolutions and the model is taken apart once, here, so that a
     call costs no more than the arithmetic.
@@ -171,11 +179,14 @@ def predictor(
         Its weights are copied as they are now; later training does not change the predictor.
     slices_at_once : int
         Slices that go through together; on a GPU as many as its memory holds.
+    answer : callable
+        What is made of one slice's logits.
 
     Returns
     -------
     callable
-        From (n, h, w, in_channels) to (n, h, w, out_channels), probabilities in [0, 1] that sum to 1.
+        From (n, h, w, in_channels) to (n, h, w, out_channels), probabilities in [0, 1] that sum to 1, or to
+        (n, ...) of what ``answer`` makes of a slice.
         Compiled once for each shape; raises ``ValueError`` where ``UNet`` does.
 
     Examples
@@ -187,15 +198,15 @@ def predictor(
     graphdef, state = nnx.split(fold_batch_norm(model))
 
     @jax.jit
-    def probabilities(state: Any, slices: Float[Array, "n h w channel"]) -> Float[Array, "n h w class_"]:
-        def of_slice(one: Float[Array, "h w channel"]) -> Float[Array, "h w class_"]:
-            return jnp.asarray(jax.nn.softmax(nnx.merge(graphdef, state)(one[None])[0], axis=-1))
+    def answers(state: Any, slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
+        def of_slice(one: Float[Array, "h w channel"]) -> Float[Array, "..."]:
+            return answer(nnx.merge(graphdef, state)(one[None])[0])
 
         return jnp.asarray(jax.lax.map(of_slice, slices, batch_size=min(slices_at_once, len(slices))))
 
-    def predict(slices: Float[Array, "n h w channel"]) -> Float[Array, "n h w class_"]:
+    def predict(slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
         _check_input(slices, model.config)
-        return jnp.asarray(probabilities(state, slices))
+        return jnp.asarray(answers(state, slices))
 
     return predict
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
-from hypodask.segmentation.unet import UNet, UNetConfig, parameter_count
+from hypodask.network.unet import UNet, UNetConfig, parameter_count
 
-Task = Literal["hypothalamus", "icv"]
+Task = Literal["hypothalamus", "icv", "commissures"]
 
 SUFFIX = ".safetensors"
 KERAS_SUFFIXES = (".h5", ".hdf5")
@@ -243,7 +243,7 @@ def resolve_model(name_or_path: str | PathLike[str]) -> Path:
     Parameters
     ----------
     name_or_path : str or path
-        ``"hypothalamus"`` or ``"icv"`` for those shipped with hypodask; otherwise the path of a
+        ``"hypothalamus"``, ``"icv"`` or ``"commissures"`` for those shipped with hypodask; otherwise the path of a
         ``.safetensors`` file, or of the published Keras weights (``.h5``, ``.hdf5``).
 
     Raises
@@ -256,8 +256,8 @@ def resolve_model(name_or_path: str | PathLike[str]) -> Path:
     >>> resolve_model("amygdala")
     Traceback (most recent call last):
         ...
-    hypodask.errors.ModelError: no model is called 'amygdala'; give one of ['hypothalamus', 'icv'] or the path of a \
-.safetensors, .h5 or .hdf5 file
+    hypodask.errors.ModelError: no model is called 'amygdala'; give one of ['hypothalamus', 'icv', 'commissures'] or the path \
+of a .safetensors, .h5 or .hdf5 file
     """
     name = os.fspath(name_or_path)
     if name in get_args(Task):

@@ -1,0 +1,143 @@
+"""The pose of a head whose commissures a person placed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from hypodask.alignment.pose import Alignment, acpc_frame
+from hypodask.errors import LandmarkError
+from hypodask.grid import Grid, transform_points
+from hypodask.landmarks import Landmarks
+from hypodask.scan import Scan
+from hypodask.template import AC_MNI_MM, PC_MNI_MM
+
+DISTANCE_MM = (15.0, 40.0)
+"""Commissures nearer or further apart are no head's: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60), and
+the smallest and largest heads leave room on both sides."""
+
+OFF_LINE_MM = 15.0
+"""A midline point must lie this far from the line through the commissures; a slip of 1 mm then turns the head by
+4 degrees. A guess."""
+
+APART_MM = 3.0
+"""Commissures by hand further than this from the automatic ones are told; a guess."""
+
+TURNED_DEG = 5.0
+"""A midline point that turns the head by more than this against the automatic pose is told; a guess."""
+
+
+def align_to(scan: Scan, landmarks: Landmarks, automatic: Alignment | None) -> Alignment:
+    """The pose that landmarks by hand say; the automatic one lends the midsagittal plane and is compared.
+
+    Parameters
+    ----------
+    scan
+        The scan that the landmarks were placed in.
+    landmarks
+        In its scanner space.
+    automatic
+        What was found without them, whose score and registration are kept; ``None`` if nothing was. Then a
+        midline point is needed.
+
+    Returns
+    -------
+    Alignment
+        ``source`` is ``landmarks``. Never flagged: where the automatic pose differs, the warnings say so.
+
+    Raises
+    ------
+    LandmarkError
+        If the landmarks cannot be those of a head in this scan, or do not say how it is rolled.
+    """
+    _refuse_implausible(landmarks, scan.grid)
+    ac, pc = np.array(landmarks.ac_mm), np.array(landmarks.pc_mm)
+    acpc_from_scanner = acpc_frame(ac, pc, _right(landmarks, automatic))
+    pose = Alignment(
+        acpc_from_scanner=acpc_from_scanner,
+        ac_mm=ac,
+        pc_mm=pc,
+        mni_from_scanner=automatic.mni_from_scanner if automatic else _mni_from_acpc() @ acpc_from_scanner,
+        score=automatic.score if automatic else float("nan"),
+        flagged=False,
+        source="landmarks",
+    )
+    return replace(pose, warnings=tuple(_differences(pose, automatic)))
+
+
+def _refuse_implausible(landmarks: Landmarks, grid: Grid) -> None:
+    places = {"AC": landmarks.ac_mm, "PC": landmarks.pc_mm, "IH": landmarks.midline_mm}
+    for name, place in places.items():
+        if place is not None:
+            _refuse_outside(name, np.array(place), grid)
+    ac, pc = np.array(landmarks.ac_mm), np.array(landmarks.pc_mm)
+    low, high = DISTANCE_MM
+    if not low <= np.linalg.norm(ac - pc) <= high:
+        raise LandmarkError(
+            f"AC and PC were given {np.linalg.norm(ac - pc):.1f} mm apart; {low:g} to {high:g} mm are possible: check "
+            "the points, their units and that they are of this scan"
+        )
+    if ac[1] <= pc[1]:
+        raise LandmarkError(
+            f"AC was given {pc[1] - ac[1]:.1f} mm behind PC; in RAS+ mm its y is the larger of the two: check that "
+            "they are not swapped, and that the points are RAS and not LPS"
+        )
+
+
+def _refuse_outside(name: str, place: Float[ndarray, "3"], grid: Grid) -> None:
+    if not np.isfinite(place).all():
+        raise LandmarkError(f"{name} was given at {place.tolist()}; three finite numbers are needed: fill them in")
+    vox = transform_points(np.linalg.inv(grid.space_from_vox), place)
+    if np.any(vox < -0.5) or np.any(vox > np.array(grid.shape) - 0.5):
+        raise LandmarkError(
+            f"{name} was given at {np.round(place, 1).tolist()}, voxel {np.round(vox, 1).tolist()} of a scan of "
+            f"{list(grid.shape)}; it must lie in the scan: check that it is in scanner RAS+ mm and of this scan"
+        )
+
+
+def _right(landmarks: Landmarks, automatic: Alignment | None) -> Float[ndarray, "3"]:
+    """Normal of the midsagittal plane, to the subject's right."""
+    if landmarks.midline_mm is not None:
+        return _right_of(landmarks)
+    if automatic is None:
+        raise LandmarkError(
+            "AC and PC were given, but the automatic alignment, which tells how the head is rolled, found no head; "
+            "give a third point of the midsagittal plane (IH), far above the commissures"
+        )
+    return automatic.acpc_from_scanner[0, :3]
+
+
+def _right_of(landmarks: Landmarks) -> Float[ndarray, "3"]:
+    """Normal of the plane through three points."""
+    ac, pc, midline = (np.array(place) for place in (landmarks.ac_mm, landmarks.pc_mm, landmarks.midline_mm))
+    anterior = (ac - pc) / np.linalg.norm(ac - pc)
+    normal = np.cross(anterior, midline - ac)
+    if np.linalg.norm(normal) < OFF_LINE_MM:
+        raise LandmarkError(
+            f"the midline point (IH) lies {np.linalg.norm(normal):.1f} mm from the line through AC and PC; at least "
+            f"{OFF_LINE_MM:g} mm are needed to tell how the head is rolled: place it far above them"
+        )
+    # Above or below the commissures, either will do: a scanner's +x is never the subject's left.
+    return normal * np.sign(normal[0])
+
+
+def _differences(pose: Alignment, automatic: Alignment | None) -> Iterator[str]:
+    """Where the automatic pose is another one."""
+    if automatic is None:
+        yield "Commissures were given by hand; no automatic alignment was found that could confirm them."
+        return
+    ac, pc = (np.linalg.norm(a - b) for a, b in ((pose.ac_mm, automatic.ac_mm), (pose.pc_mm, automatic.pc_mm)))
+    if max(ac, pc) > APART_MM:
+        yield f"Commissures were given by hand; automatic ones lie {ac:.1f} mm (AC) and {pc:.1f} mm (PC) away."
+    up = (automatic.acpc_from_scanner @ np.linalg.inv(pose.acpc_from_scanner))[:3, 2]
+    roll_deg = float(np.degrees(np.arctan2(up[0], up[2])))
+    if abs(roll_deg) > TURNED_DEG:
+        yield f"The midline point given by hand rolls the head {abs(roll_deg):.1f} degrees against the automatic pose."
+
+
+def _mni_from_acpc() -> Float[ndarray, "4 4"]:
+    """The rigid move that puts the commissures near the template's."""
+    ac, pc = np.array(AC_MNI_MM), np.array(PC_MNI_MM)
+    return np.linalg.inv(acpc_frame(ac, pc, np.array([1.0, 0.0, 0.0])))
