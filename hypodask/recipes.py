@@ -36,7 +36,7 @@ from hypodask.alignment.search import ADULT_STRETCH
 from hypodask.alignment.train import MarkedHeads, place_loss
 from hypodask.alignment.train import drawer as commissure_drawer
 from hypodask.alignment.train import stored_grid as marked_grid
-from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, head_grid, transform_points
+from hypodask.grid import Grid, box_grid, head_grid, transform_points
 from hypodask.intensity import scale_by
 from hypodask.labels import HYPOTHALAMUS, ICV, LabelTable
 from hypodask.network.augment import Variation
@@ -69,9 +69,9 @@ HYPOTHALAMUS_GEOMETRY = InputGeometry(
     slice_axis=1,
     intensity="box_bright",
     slice_step=2,
-    centre_mm=(0.0, SLAB_CENTRE_MM[1], -6.0),
+    centre_mm=(0.0, -4.5, -6.0),
 )
-"""Every slice of the paper's slab, its middle 48 x 48 mm, 6 mm below the AC."""
+"""25 mm from front to back, the slab but 1 mm further to the front, and 48 x 48 mm, 6 mm below the AC."""
 
 ICV_GEOMETRY = InputGeometry(
     spacing_mm=(2.0, 2.0, 2.0),

@@ -50,7 +50,9 @@ class Row:
     quality: float = float("nan")
     """Mean posterior inside the hypothalamic outline, 0.5 (a guess) to 1 (certain)."""
     alignment_score: float = float("nan")
-    """Local correlation of the aligned brain with the template, -1 to 1."""
+    """Correlation of the aligned brain with the template, -1 to 1."""
+    alignment_error_mm: float = float("nan")
+    """Error to expect of a commissure, mm; not-a-number where they were placed by hand."""
     alignment_source: str = ""
     """Where the commissures come from: ``automatic`` or ``landmarks`` (by hand)."""
     acpc_distance_mm: float = float("nan")

@@ -44,6 +44,7 @@ RESULTS = (
     Variable("flagged", ("scan",), "bool", "", "Whether the pose could not be trusted."),
     _number("quality", "1", "Mean posterior inside the hypothalamic outline, 0.5 to 1."),
     _number("alignment_score", "1", "Local correlation of the aligned brain with the template, -1 to 1."),
+    _number("alignment_error_mm", "mm", "Error to expect of a commissure; missing where they were placed by hand."),
     _text("alignment_source", "Where the commissures come from: automatic, or landmarks by hand."),
     _number("acpc_distance_mm", "mm", "Distance between the commissures; 26.6 +- 1.4 in adults."),
     _text("protocol", "Label protocol of the hypothalamic volumes."),

@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
 from hypodask.alignment import Alignment, acpc_frame, align
-from hypodask.alignment.acpc import _distinct
-from hypodask.alignment.register import Fit, _exponential, generators, local_contrast
-from hypodask.alignment.search import turns_net
+from hypodask.alignment.register import (
+    Fixed,
+    Moving,
+    _exponential,
+    generators,
+    local_contrast,
+    register,
+    register_from,
+)
+from hypodask.alignment.search import distinct, turns_net
 from hypodask.errors import AlignmentError
 from hypodask.grid import Grid, rigid_error, transform_points
 from hypodask.phantom import HeadOptions, Truth, simulate_head
@@ -187,12 +195,45 @@ def test_directions_of_movement_are_independent_and_of_about_a_millimetre() -> N
     assert max(lengths) < 2.01
 
 
-def test_poses_found_twice_are_registered_once() -> None:
-    def fit(shift_mm: float, correlation: float) -> Fit:
-        return Fit(jnp.eye(4).at[0, 3].set(shift_mm), jnp.array(correlation))
+def test_neighbours_of_a_better_pose_are_left_out() -> None:
+    def at(shift_mm: float) -> np.ndarray:
+        pose = np.eye(4)
+        pose[0, 3] = shift_mm
+        return pose
 
-    fits = [fit(0.0, 0.5), fit(0.4, 0.6), fit(30.0, 0.55), fit(60.0, 0.1)]
-    assert [round(float(kept.correlation), 2) for kept in _distinct(fits)] == [0.6, 0.55]
+    kept = distinct([at(0.4), at(0.0), at(30.0), at(31.0), at(60.0)], 2, 8.0)
+    assert [pose[0, 3] for pose in kept] == [0.4, 30.0]
+
+
+def test_several_starts_end_where_each_would_alone() -> None:
+    grid = cube(8.0, 24)
+    blobs = ndimage.gaussian_filter(white_noise(grid), 1.5)
+    moving = Moving(jnp.asarray(blobs), jnp.ones(grid.shape), jnp.asarray(np.linalg.inv(grid.space_from_vox)))
+    points = transform_points(grid.space_from_vox, np.argwhere(np.ones((8, 8, 8))) + 8)
+    values = blobs[8:16, 8:16, 8:16].ravel()
+    fixed = Fixed(*(jnp.asarray(a, jnp.float32) for a in (points.T, values, np.ones_like(values))))
+    starts = jnp.tile(jnp.eye(4), (2, 1, 1)).at[:, 0, 3].set(jnp.array([2.0, -3.0]))
+    many = register_from(moving, fixed, starts, freedom=6, steps=8)
+    for start, found in zip(starts, many.scanner_from_mni, strict=True):
+        alone = register(moving, fixed, start, freedom=6, steps=8)
+        assert np.asarray(found) == pytest.approx(np.asarray(alone.scanner_from_mni), abs=0.02)
+
+
+def test_a_head_whose_commissures_lie_at_the_border_is_flagged(heads: dict[int, tuple[Scan, Truth]]) -> None:
+    """Half of what tells where they are was not seen."""
+    scan, truth = heads[1]
+    vox = transform_points(np.linalg.inv(scan.grid.space_from_vox), truth.ac_mm)
+    superior = int(np.abs(scan.grid.space_from_vox[2, :3]).argmax())
+    up = scan.grid.space_from_vox[2, superior] > 0
+    first = round(vox[superior]) - 3 if up else 0
+    last = None if up else round(vox[superior]) + 4
+    part = tuple(slice(first, last) if axis == superior else slice(None) for axis in range(3))
+    matrix = scan.grid.space_from_vox.copy()
+    matrix[:3, 3] += first * matrix[:3, superior]
+    stored = np.asfortranarray(scan.stored[part])
+    pose = align(Scan(stored, Grid(stored.shape, matrix, "scanner"), slope=scan.slope, intercept=scan.intercept))
+    assert pose.flagged
+    assert "inside the field of view; 12 mm are needed" in " ".join(pose.warnings)
 
 
 def test_the_net_of_rotations_is_no_wider_than_its_meshes() -> None:

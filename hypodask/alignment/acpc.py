@@ -47,9 +47,9 @@ HELD_OUT_MM = 0.6
 """Root mean square distance, in the midsagittal plane, of commissures from those of two raters on 12 heads that the
 network had not learnt from (``recipes.py commissures``)."""
 
-SETTLING_TURNS = 3
+SETTLING_TURNS = 2
 """Times that the network looks, each time from the pose that the commissures found before say; nothing changes by
-more than 0.1 mm from the second to the third."""
+more than 0.15 mm in a third."""
 
 
 def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:

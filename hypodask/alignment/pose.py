@@ -25,9 +25,9 @@ class Alignment:
     """Whether the pose should not be trusted."""
     warnings: tuple[str, ...] = ()
     """Why it is flagged, or what else to know."""
-    error_mm: float = 0.0
-    """Error to expect of a commissure, mm: root mean square on heads like this, and how much looks at it differ; 0
-    for commissures by hand."""
+    error_mm: float = float("nan")
+    """Error to expect of a commissure, mm: root mean square on heads that were not learnt from, and how much looks at
+    it differ; not-a-number for commissures by hand."""
     source: str = "automatic"
     """Where the commissures come from: ``automatic`` or ``landmarks``."""
 

@@ -84,9 +84,9 @@ def generators() -> Float[Array, "12 4 4"]:
 
 
 def local_contrast(
-    data: Float[ndarray, "i j k"], seen: Float[ndarray, "i j k"], spacing_mm: float
+    data: Float[ndarray, "i j k"], seen: Float[ndarray, "i j k"], spacing_mm: float, reach_mm: float = CONTRAST_MM
 ) -> Float32[ndarray, "i j k"]:
-    """How much brighter each place is than its surroundings within 8 mm, over their standard deviation.
+    """How much brighter each place is than its surroundings, over their standard deviation.
 
     Parameters
     ----------
@@ -96,6 +96,8 @@ def local_contrast(
         1 where the scan's field of view is, 0 elsewhere.
     spacing_mm
         Voxel size.
+    reach_mm
+        Standard deviation of the Gaussian that weighs the surroundings.
 
     Examples
     --------
@@ -104,7 +106,7 @@ def local_contrast(
     >>> contrast[[0, 15, 16, 31], 16, 16].astype(float).round(1).tolist()
     [0.0, -1.2, 1.2, 0.0]
     """
-    blur = partial(ndimage.gaussian_filter, sigma=CONTRAST_MM / spacing_mm, mode="constant", truncate=3.0)
+    blur = partial(ndimage.gaussian_filter, sigma=reach_mm / spacing_mm, mode="constant", truncate=3.0)
     count = blur(seen) + 1e-6
     above = (data - blur(data * seen) / count) * seen
     contrast: ndarray = above / (np.sqrt(blur(above**2) / count) + FAINT)
@@ -144,6 +146,12 @@ def register(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]
 
     pose, _, _ = jax.lax.while_loop(unsettled, step, (scanner_from_mni, jnp.array(jnp.inf), jnp.array(0)))
     return Fit(pose, explained(moving, fixed, pose))
+
+
+@partial(jax.jit, static_argnames=("freedom", "steps"))
+def register_from(moving: Moving, fixed: Fixed, starts: Float[Array, "start 4 4"], *, freedom: int, steps: int) -> Fit:
+    """As ``register``, from several starts at once; every field of what is returned has one entry for each."""
+    return jax.vmap(lambda start: register(moving, fixed, start, freedom=freedom, steps=steps))(starts)
 
 
 @jax.jit

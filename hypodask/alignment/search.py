@@ -5,6 +5,7 @@ normalized cross-correlation inside the template's brain and a dark ring around 
 is what tells a brain from a neck. A head with a neck, a stripped brain and a cropped head look alike to it.
 """
 
+from collections.abc import Iterable
 from itertools import product
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ from hypodask.grid import Grid, transform_points
 from hypodask.resample import gather
 
 COARSE_MM = 10.0
-FIELD = 32
-"""Voxels along each side of the coarse head: 320 mm."""
-WINDOW = 48
+FIELD = 28
+"""Voxels along each side of the coarse head: 280 mm about the middle of the field of view."""
+WINDOW = 40
 """Side of the FFT: head plus half a rotated brain, so that shifts do not wrap into each other."""
 BRAIN = 24
 """Side of the cube that holds the template's brain and ring in any rotation."""
@@ -39,14 +40,14 @@ ADULT_STRETCH = (0.91, 0.95, 0.85)
 """Adult brains against MNI152, which is larger than most: mean stretch along x, y, z (11 adults)."""
 
 
-RESIZED = 16
+RESIZED = 8
 """Rotations that are also tried in other sizes."""
 
 RIM_MM = 70.0 * np.concatenate([np.eye(3), -np.eye(3)]) + (0.0, -20.0, 0.0)
 """Points on the rim of the template's brain, MNI mm."""
 
-NEIGHBOURS_MM = 14.0
-"""Poses nearer than this at the brain's rim are one to registration, which finds its way from the better one."""
+NEIGHBOURS_MM = 8.0
+"""Poses nearer than this at the brain's rim are one to registration."""
 
 
 class Field(NamedTuple):
@@ -79,7 +80,7 @@ def turns_net() -> Float[ndarray, "n 3 3"]:
     return Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * ADULT_STRETCH
 
 
-def search(head: Field, template: Field, *, keep: int = 6) -> list[Float[ndarray, "4 4"]]:
+def search(head: Field, template: Field, *, keep: int = 40) -> list[Float[ndarray, "4 4"]]:
     """The ``keep`` most likely poses ``scanner_from_mni``, best first, none a neighbour of another.
 
     Parameters
@@ -104,7 +105,7 @@ def search(head: Field, template: Field, *, keep: int = 6) -> list[Float[ndarray
     places += [place(found.linear * size) for found in places for size in OTHER_SIZES]
     centre_mm = transform_points(template.grid.space_from_vox, (np.array(template.data.shape) - 1) / 2)
     poses = [_pose(found, head.grid, centre_mm) for found in _best(places, len(places))]
-    return _apart(poses, keep)
+    return distinct(poses, keep, NEIGHBOURS_MM)
 
 
 def _best(places: list[Place], keep: int) -> list[Place]:
@@ -119,11 +120,11 @@ def _pose(found: Place, grid: Grid, centre_mm: ndarray) -> Float[ndarray, "4 4"]
     return pose
 
 
-def _apart(poses: list[Float[ndarray, "4 4"]], keep: int) -> list[Float[ndarray, "4 4"]]:
+def distinct(poses: Iterable[Float[ndarray, "4 4"]], keep: int, apart_mm: float) -> list[Float[ndarray, "4 4"]]:
     """The first ``keep`` poses, less those that are neighbours of one before them."""
     kept: list[Float[ndarray, "4 4"]] = []
     for pose in poses:
-        if len(kept) < keep and all(rim_distance_mm(pose, other) > NEIGHBOURS_MM for other in kept):
+        if len(kept) < keep and all(rim_distance_mm(pose, other) > apart_mm for other in kept):
             kept.append(pose)
     return kept
 

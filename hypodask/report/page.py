@@ -276,7 +276,11 @@ def _panels(ds: xr.Dataset, pictures: Mapping[str, "Pictures | str"]) -> Iterato
 def _facts(one: xr.Dataset) -> Iterator[tuple[str, str]]:
     cells = tables.scan_table(one, "group" if "group" in one.coords else None)
     yield from (pair for pair in zip(cells.columns, cells.rows[0], strict=True) if pair[0] not in ("Scan", "Notes"))
-    for name, heading in (("alignment_score", "Alignment score"), ("acpc_distance_mm", "AC–PC (mm)")):
+    for name, heading in (
+        ("alignment_score", "Alignment score"),
+        ("alignment_error_mm", "Alignment error (mm)"),
+        ("acpc_distance_mm", "AC–PC (mm)"),
+    ):
         if name in one and np.isfinite(one[name].item()):
             yield heading, f"{one[name].item():.2f}"
 
