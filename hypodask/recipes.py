@@ -276,7 +276,7 @@ def marked_template() -> dict[str, ndarray]:
     brain, ac, pc = mni152_brain(), np.array(AC_MNI_MM), np.array(PC_MNI_MM)
     pose = acpc_frame(ac, pc, np.array([1.0, 0.0, 0.0]))
     image = resample(brain.data, brain.grid, marked_grid(), onto_from_grid=pose, order=3)
-    return {"image": image, "distance_mm": np.linalg.norm(ac - pc)}
+    return {"image": image, "distance_mm": np.asarray(np.linalg.norm(ac - pc))}
 
 
 def marked_heads(heads: list[dict[str, ndarray]]) -> MarkedHeads:

@@ -111,7 +111,7 @@ def refined_frame(acpc_from_scanner: Float[ndarray, "4 4"], found: Commissures) 
 @lru_cache(maxsize=1)
 def _looks() -> Float[ndarray, "look 4 4"]:
     """The poses to look from, spread evenly and the same for every scan; the first is the pose itself."""
-    # A low-discrepancy sequence: powers of the inverse of the generalised golden ratio of six dimensions.
+    # An additive recurrence with irrational steps, which fills a cube evenly and needs no random numbers.
     steps = (1.0 / 1.1347241384015194) ** np.arange(1, 7)
     offsets = 2 * ((0.5 + np.arange(LOOKS)[:, None] * steps) % 1.0) - 1
     looks = np.tile(np.eye(4), (LOOKS, 1, 1))
