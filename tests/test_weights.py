@@ -229,7 +229,7 @@ def test_a_path_is_taken_as_it_is(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["amygdala", "weights.pkl", ""])
 def test_an_unknown_model_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelError, match=re.escape("['hypothalamus', 'icv']")):
+    with pytest.raises(ModelError, match=re.escape("['hypothalamus', 'icv', 'commissures']")):
         resolve_model(name)
 
 
