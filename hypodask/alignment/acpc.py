@@ -17,13 +17,12 @@ from hypodask.scan import Scan
 
 REFUSED_BELOW = 0.40
 FLAGGED_BELOW = 0.50
-"""Correlation with the template's brain under which there is no head, or no trustworthy pose. Measured: 19 scans
-of heads and stripped brains 0.54-0.75; a fruit in nine poses 0.40-0.45, simulated balls and shells up to
-0.53, so that this alone does not tell a head."""
+"""Correlation with the template's brain under which there is no head, or no trustworthy pose. Measured: 15 scans of
+heads and stripped brains as stored 0.54-0.75, a fruit 0.45, so that this alone does not tell a head."""
 
 LOCAL_REFUSED_BELOW = 0.45
-"""The same around the commissures, which only a brain has: the same scans 0.66-0.83, the fruit 0.15-0.23, two balls,
-a shell and noise below 0.06. Set in the middle of these very images; not yet tried on others."""
+"""The same around the commissures, which only a brain has: the same scans 0.71-0.86, the fruit 0.25. Set between
+these very images; the refused and flagged cases of ``docs/alignment.md`` are others."""
 
 DISTANCE_MM = (21.0, 32.0)
 """AC-PC distances outside this are flagged: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60)."""
@@ -44,7 +43,7 @@ MARGIN_MM = 12.0
 """A commissure nearer to the border of the field of view than this is flagged: its surroundings were not seen."""
 
 HELD_OUT_MM = 0.6
-"""Root mean square distance, in the midsagittal plane, of commissures from those of two raters on 12 heads that the
+"""Root mean square distance of commissures from those of two raters on 12 heads that the
 network had not learnt from (``recipes.py commissures``)."""
 
 SETTLING_TURNS = 2
