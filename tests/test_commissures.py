@@ -13,7 +13,7 @@ from hypodask.alignment.pose import acpc_frame
 from hypodask.alignment.train import MarkedHeads, drawer, place_loss, stored_grid
 from hypodask.grid import Grid, box_grid, rigid_error, transform_points
 from hypodask.network.augment import Variation
-from hypodask.recipes import MARKS, rated_commissures_mm
+from hypodask.recipes.commissures import MARKS, rated_commissures_mm
 from hypodask.template import AC_MNI_MM, PC_MNI_MM, mni152_brain
 
 MNI_FRAME = acpc_frame(np.array(AC_MNI_MM), np.array(PC_MNI_MM), np.array([1.0, 0.0, 0.0]))

@@ -7,21 +7,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hypodask import recipes
 from hypodask.alignment import Alignment
 from hypodask.grid import Grid
 from hypodask.labels import HYPOTHALAMUS, ICV
-from hypodask.recipes import (
-    CORE,
-    HYPOTHALAMUS_GEOMETRY,
-    ICV_GEOMETRY,
-    hypothalamus_stored_grid,
-    hypothalamus_task,
-    icv_head,
-    icv_stored_grid,
-    icv_task,
-    main,
-)
+from hypodask.recipes import __main__ as command_line
+from hypodask.recipes import hypothalamus, icv
+from hypodask.recipes.__main__ import main
+from hypodask.recipes.figures import held_out, summary, write_figures
+from hypodask.recipes.hypothalamus import CORE, HYPOTHALAMUS_GEOMETRY, hypothalamus_stored_grid, hypothalamus_task
+from hypodask.recipes.icv import ICV_GEOMETRY, icv_head, icv_stored_grid, icv_task
 from hypodask.segmentation.predict import input_grid
 
 FIGURES = {
@@ -34,7 +28,7 @@ FIGURES = {
 def pose(monkeypatch):
     """Heads of any kind are found where they are."""
     pose = Alignment(np.eye(4), np.zeros(3), np.array([0, -26.0, 0]), np.eye(4), score=0.7, flagged=False)
-    monkeypatch.setattr(recipes, "align", lambda scan: pose)
+    monkeypatch.setattr(icv, "align", lambda scan: pose)
 
 
 def test_training_grids_hold_what_the_networks_will_see():
@@ -45,8 +39,8 @@ def test_training_grids_hold_what_the_networks_will_see():
 
 
 def test_a_hypothalamic_example_is_a_head_in_units_of_white_matter_with_its_truth(monkeypatch):
-    monkeypatch.setattr(recipes, "BLURS_MM", ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6)))
-    monkeypatch.setattr(recipes, "BLUR_SHARES", (0.5, 0.5))
+    monkeypatch.setattr(hypothalamus, "BLURS_MM", ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6)))
+    monkeypatch.setattr(hypothalamus, "BLUR_SHARES", (0.5, 0.5))
     shape = hypothalamus_stored_grid().shape
     truth = np.zeros((2, *shape), np.float16)
     truth[0, 40:60], truth[1, 68:88] = 1, 1
@@ -83,7 +77,7 @@ def test_a_label_map_is_posed_and_kept(pose, tmp_path):
 
 def test_the_image_that_finds_the_pose_shows_tissues_inside_the_skull_only():
     labels = np.array([[[0, 2, 24, 507]]], np.int16)
-    scan = recipes._t1w_of(labels, Grid(labels.shape, np.eye(4), "scanner"), "seg_01")
+    scan = icv._t1w_of(labels, Grid(labels.shape, np.eye(4), "scanner"), "seg_01")
     assert scan.data.round().ravel().tolist() == [0, 1000, 200, 0]
 
 
@@ -98,12 +92,12 @@ def test_a_network_that_says_what_the_consensus_says_agrees_with_it():
             labels = truth[(slice(None), *CORE)]
             return np.stack([1 - labels.sum(0), *labels])
 
-    figures = recipes._agreement(Right(), {"image": np.ones(shape, np.float32), "truth": truth})
+    figures = hypothalamus._agreement(Right(), {"image": np.ones(shape, np.float32), "truth": truth})
     assert figures == {"dice": 1.0, "volume_mm3": 1000.0, "consensus_mm3": 1000.0}
 
 
 def test_figures_of_held_out_heads_give_the_error_of_the_volume():
-    metrics, relative_sd = recipes._metrics(FIGURES, "three heads")
+    metrics, relative_sd = summary(FIGURES, "three heads")
     assert (metrics["dice_mean"], metrics["dice_lowest"]) == (0.92, 0.9)
     assert (metrics["volume_bias_percent"], metrics["volume_sd_percent"]) == (0.0, 10.0)
     assert metrics["measured_on"] == "three heads"
@@ -111,31 +105,31 @@ def test_figures_of_held_out_heads_give_the_error_of_the_volume():
 
 
 def test_fewer_than_three_held_out_heads_measure_nothing():
-    assert recipes._metrics({"a": FIGURES["a"]}, "one head") == ({}, None)
+    assert summary({"a": FIGURES["a"]}, "one head") == ({}, None)
 
 
 def test_figures_of_all_folds_are_gathered(tmp_path):
     for fold, names in (("a", ["a"]), ("b-c", ["b", "c"])):
         (tmp_path / f"hypothalamus-without-{fold}").mkdir()
-        recipes._write_figures(
+        write_figures(
             tmp_path / f"hypothalamus-without-{fold}" / "held-out.json", {name: FIGURES[name] for name in names}
         )
-    assert recipes._held_out(tmp_path, "hypothalamus") == FIGURES
-    assert recipes._held_out(tmp_path, "icv") == {}
+    assert held_out(tmp_path, "hypothalamus") == FIGURES
+    assert held_out(tmp_path, "icv") == {}
 
 
 def test_cards_say_what_was_measured_on_what():
-    card = recipes._hypothalamus_card(12, 4000, FIGURES)
+    card = hypothalamus._hypothalamus_card(12, 4000, FIGURES)
     assert (card.protocol, card.geometry) == (HYPOTHALAMUS.protocol, HYPOTHALAMUS_GEOMETRY)
     assert "pseudo-labels" in str(card.metrics["measured_on"])
     assert "12 public T1-weighted heads" in card.training_data
-    icv = recipes._icv_card(13, 1500, {})
-    assert (icv.protocol, icv.metrics, icv.relative_volume_sd) == (ICV.protocol, {}, None)
+    cavity = icv._icv_card(13, 1500, {})
+    assert (cavity.protocol, cavity.metrics, cavity.relative_volume_sd) == (ICV.protocol, {}, None)
 
 
 def test_the_command_line_runs_the_recipe_that_is_named(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(recipes, "train_icv", lambda data, work, **options: calls.append((data, work, options)))
+    monkeypatch.setattr(command_line, "train_icv", lambda data, work, **options: calls.append((data, work, options)))
     arguments = ["recipes", "icv", str(tmp_path), str(tmp_path / "work"), "--steps", "7", "--leave-out", "a", "b"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from hypodask import align, process_scan, read_scan
 from hypodask.grid import transform_points
-from hypodask.recipes import NEVER_LEARNT, rated_commissures_mm
+from hypodask.recipes.commissures import NEVER_LEARNT, rated_commissures_mm
 from hypodask.segmentation import load_network
 from hypodask.volumes import measure
 

@@ -44,7 +44,7 @@ MARGIN_MM = 12.0
 
 HELD_OUT_MM = 0.6
 """Root mean square distance of commissures from those of two raters on 12 heads that the
-network had not learnt from (``recipes.py commissures``)."""
+network had not learnt from (``recipes/commissures.py``)."""
 
 SETTLING_TURNS = 2
 """Times that the network looks, each time from the pose that the commissures found before say; nothing changes by

@@ -1,0 +1,76 @@
+"""What a training run has measured on heads that it left out, and how it gets into the model card."""
+
+import json
+import logging
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from hypodask.labels import LabelTable
+from hypodask.network.unet import UNetConfig
+from hypodask.network.weights import InputGeometry, ModelCard
+from hypodask.network.weights import Task as TaskName
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, dict[str, float]]
+"""Dice overlap and volumes of each head that was left out."""
+
+
+Measured = tuple[dict[str, float | str], float | None]
+"""Metrics of a model card, and the relative standard deviation of the volume."""
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    path.write_text(json.dumps(figures, indent=1))
+    for name, figure in figures.items():
+        error = 100 * (figure["volume_mm3"] / figure["consensus_mm3"] - 1)
+        log.info("%s: Dice %.3f, volume %+.1f %%", name, figure["dice"], error)
+
+
+def held_out(work: Path, network: str) -> Figures:
+    """Figures of every head that some run left out."""
+    files = sorted(work.glob(f"{network}-without-*/held-out.json"))
+    return {name: figure for file in files for name, figure in json.loads(file.read_text()).items()}
+
+
+def summary(figures: Figures, measured_on: str) -> Measured:
+    """Summary of held-out figures for a model card, and the relative standard deviation of the volume."""
+    if len(figures) < 3:
+        return {}, None
+    ratios = np.array([f["volume_mm3"] / f["consensus_mm3"] for f in figures.values()])
+    overlaps = np.array([f["dice"] for f in figures.values()])
+    metrics: dict[str, float | str] = {
+        "dice_mean": round(float(overlaps.mean()), 4),
+        "dice_lowest": round(float(overlaps.min()), 4),
+        "volume_bias_percent": round(100 * float(ratios.mean() - 1), 2),
+        "volume_sd_percent": round(100 * float(ratios.std(ddof=1)), 2),
+        "measured_on": measured_on,
+    }
+    return metrics, float(np.sqrt(np.mean((ratios - 1) ** 2)))
+
+
+def whole_card(
+    labels: LabelTable, network: UNetConfig, geometry: InputGeometry, training_data: str, measured: Measured
+) -> ModelCard:
+    """What both cards share: the network is named after the structure it outlines."""
+    metrics, relative_sd = measured
+    return ModelCard(
+        name=labels.whole,
+        task=cast(TaskName, labels.whole),
+        protocol=labels.protocol,
+        architecture=network,
+        geometry=geometry,
+        training_data=training_data,
+        licence="BSD-3-Clause",
+        version="0.1.0",
+        metrics=metrics,
+        relative_volume_sd=relative_sd,
+        changelog=("0.1.0: first version",),
+    )
