@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, Label
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, Label
 from hypodask.variables import DERIVED, RESULTS, Variable
 
 PAGE = Path(__file__).with_name("outputs.md")
@@ -19,12 +19,12 @@ def variable_table(variables: Iterable[Variable]) -> str:
 
 def structure_table() -> str:
     """A Markdown table with a row per entry of the ``structure`` dimension."""
-    rows = [f"| `{structure}` | {', '.join(_sources(structure))} |" for structure in STRUCTURES]
+    rows = [f"| `{structure}` | {', '.join(dict.fromkeys(_sources(structure)))} |" for structure in STRUCTURES]
     return "\n".join(["| structure | label protocol: number in its label map |", "|---|---|", *rows])
 
 
 def _sources(structure: str) -> Iterable[str]:
-    for table in (HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV):
+    for table in (HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV):
         found = [f"{table.protocol}: {_number(label)}" for label in table if label.structure == structure]
         whole = [f"{table.protocol}: all labels"] if table.whole == structure and not found else []
         yield from [*found, *whole]

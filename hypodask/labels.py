@@ -30,10 +30,10 @@ class LabelTable:
 
     Examples
     --------
-    >>> HYPOTHALAMUS["hypothalamus_right"].index
+    >>> HYPOTHALAMUS_SIDES["hypothalamus_right"].index
     2
-    >>> [label.structure for label in HYPOTHALAMUS.of("left")]
-    ['hypothalamus_left']
+    >>> [label.abbreviation for label in HYPOTHALAMUS.of("left")]
+    ['L-aiHyp', 'L-asHyp', 'L-posHyp', 'L-infTub', 'L-supTub']
     """
 
     protocol: str
@@ -86,15 +86,18 @@ def _subunit_labels() -> Iterator[Label]:
             )
 
 
-HYPOTHALAMUS = LabelTable(
-    protocol="billot2020-consensus",
+HYPOTHALAMUS = LabelTable(protocol="billot2020-consensus", whole="hypothalamus", labels=tuple(_subunit_labels()))
+"""The ten subunits as the consensus of many runs of the published network outlines them."""
+
+HYPOTHALAMUS_SIDES = LabelTable(
+    protocol=HYPOTHALAMUS.protocol,
     whole="hypothalamus",
     labels=(
         Label(1, "hypothalamus_left", "left", "L-Hyp", "#ff6b3d"),
         Label(2, "hypothalamus_right", "right", "R-Hyp", "#2ec4b6"),
     ),
 )
-"""Left and right hypothalamus as the consensus of the published subunit network outlines them."""
+"""The same outlines, left and right only."""
 
 HYPOTHALAMUS_SUBUNITS = LabelTable(protocol="billot2020", whole="hypothalamus", labels=tuple(_subunit_labels()))
 """The ten subunits of the published network (Billot et al., NeuroImage 2020), in its own numbering."""

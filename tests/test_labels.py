@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, LabelTable
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, LabelTable
 
-TABLES = [HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV]
+TABLES = [HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV]
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.protocol)
 
 
@@ -49,7 +49,7 @@ def test_a_label_is_found_by_name() -> None:
 
 def test_an_unknown_name_says_which_are_known() -> None:
     with pytest.raises(KeyError, match=r"has no 'amygdala'; it has \['hypothalamus_left'"):
-        HYPOTHALAMUS["amygdala"]
+        HYPOTHALAMUS_SIDES["amygdala"]
 
 
 def test_subunits_are_numbered_as_in_the_published_network() -> None:

@@ -13,7 +13,7 @@ from hypodask import pipeline
 from hypodask.alignment import Alignment
 from hypodask.errors import AlignmentError, ModelError
 from hypodask.grid import box_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.pipeline import load_models, process_scan
@@ -43,7 +43,7 @@ class Fake:
         return self.found
 
 
-HYP = Fake(labelled(BOX, HYPOTHALAMUS, SIDES), relative_volume_sd=0.05)
+HYP = Fake(labelled(BOX, HYPOTHALAMUS_SIDES, SIDES), relative_volume_sd=0.05)
 CRANIUM = Fake(labelled(HEAD, ICV, [ellipsoid(HEAD, *CAVITY)]), "icv", "fake icv:2", ICV.protocol)
 FAKES = (HYP, CRANIUM)
 
@@ -183,7 +183,7 @@ def test_what_is_no_head_fails_when_it_is_aligned_and_leaves_no_store(monkeypatc
 
 
 def test_a_network_that_finds_nothing_fails_the_scan(aligned, scan_file, out):
-    nothing = Fake(labelled(BOX, HYPOTHALAMUS, [np.zeros(BOX.shape)] * 2))
+    nothing = Fake(labelled(BOX, HYPOTHALAMUS_SIDES, [np.zeros(BOX.shape)] * 2))
     row = process_scan(scan_file(), out=out, models=(nothing, CRANIUM))
     assert (row.status, row.stage, row.error) == ("failed", "measure", "SegmentationError")
     assert not stores(out)
@@ -216,7 +216,7 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
 
 
 def test_an_unusual_volume_is_said(aligned, scan_file):
-    tiny = Fake(labelled(BOX, HYPOTHALAMUS, [ellipsoid(BOX, (x, -5, -6), (3.0, 3.0, 3.0)) for x in (-6, 6)]))
+    tiny = Fake(labelled(BOX, HYPOTHALAMUS_SIDES, [ellipsoid(BOX, (x, -5, -6), (3.0, 3.0, 3.0)) for x in (-6, 6)]))
     assert "is outside the usual 500-1400 mm3" in process_scan(scan_file(), models=(tiny, CRANIUM)).warnings
 
 

@@ -16,7 +16,7 @@ from hypodask.alignment import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import box_bright
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.resample import resample
@@ -38,7 +38,7 @@ GEOMETRY = InputGeometry(
     (2.0, 2.0, 2.0), (16, 6, 16), slices=3, slice_axis=1, intensity="box_bright", slice_step=2, centre_mm=(0, -5, -6)
 )
 NETWORK = UNetConfig(in_channels=3, out_channels=3, widths=(4, 8))
-CARD = ModelCard("tiny", "hypothalamus", HYPOTHALAMUS.protocol, NETWORK, GEOMETRY, "nothing", "BSD-3-Clause")
+CARD = ModelCard("tiny", "hypothalamus", HYPOTHALAMUS_SIDES.protocol, NETWORK, GEOMETRY, "nothing", "BSD-3-Clause")
 ORDERS = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 
 
@@ -126,7 +126,7 @@ def test_other_voxels_are_resampled_to_1_mm_over_the_same_field_of_view(spacing)
 
 @pytest.mark.parametrize(
     ("table", "channels"),
-    [(ICV, [0, 1]), (HYPOTHALAMUS, [0, 2, 1]), (HYPOTHALAMUS_SUBUNITS, [0, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5])],
+    [(ICV, [0, 1]), (HYPOTHALAMUS_SIDES, [0, 2, 1]), (HYPOTHALAMUS_SUBUNITS, [0, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5])],
 )
 def test_a_mirror_exchanges_the_sides_of_every_structure(table, channels):
     assert mirrored_channels(table) == channels
@@ -151,7 +151,7 @@ def test_posteriors_of_a_mirrored_head_are_mirrored_with_sides_exchanged(network
 def test_a_segmentation_is_on_the_networks_grid_in_acpc_space(network, head):
     found = network.segment(head, posed(rotation(3, 4, 5)))
     grid = input_grid(GEOMETRY)
-    assert (found.grid.space, found.grid.shape, found.labels) == ("acpc", GEOMETRY.shape, HYPOTHALAMUS)
+    assert (found.grid.space, found.grid.shape, found.labels) == ("acpc", GEOMETRY.shape, HYPOTHALAMUS_SIDES)
     image = box_bright(resample(head.data, head.grid, grid, onto_from_grid=rotation(3, 4, 5)))
     np.testing.assert_array_equal(found.posteriors, network.posteriors(image))
 
@@ -166,7 +166,8 @@ def test_a_head_that_moved_with_its_pose_gives_the_same_posteriors(network, head
 
 def test_a_network_says_who_it_is(network):
     assert (network.task, network.name) == ("hypothalamus", "tiny:0123456789ab")
-    assert (network.protocol, network.calibrated, network.relative_volume_sd) == (HYPOTHALAMUS.protocol, True, None)
+    assert network.protocol == HYPOTHALAMUS_SIDES.protocol
+    assert (network.calibrated, network.relative_volume_sd) == (True, None)
 
 
 def test_a_network_is_loaded_once_for_each_version_of_its_weights(network, tmp_path, head):

@@ -13,7 +13,7 @@ from hypodask import report, stats
 from hypodask.dataset import finalise
 from hypodask.errors import ResultsError
 from hypodask.grid import Grid, box_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS, ICV
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV
 from hypodask.report.figures import bracket_levels
 from hypodask.report.page import choose_scans
 from hypodask.report.pictures import HEAD_MM, Pictures, cut_planes, cut_slices
@@ -45,8 +45,8 @@ def small_slab() -> tuple[np.ndarray, Grid]:
     x, y, z = (coordinate(slab, axis) for axis in range(3))
     body = (abs(y + 4) < 5) & (z < -5) & (z > -12)
     label_map = np.zeros(slab.shape, dtype=np.uint8)
-    label_map[body & (x < -2) & (x > -8)] = HYPOTHALAMUS["hypothalamus_left"].index
-    label_map[body & (x > 2) & (x < 5)] = HYPOTHALAMUS["hypothalamus_right"].index
+    label_map[body & (x < -2) & (x > -8)] = HYPOTHALAMUS["posterior_left"].index
+    label_map[body & (x > 2) & (x < 5)] = HYPOTHALAMUS["posterior_right"].index
     return label_map, slab
 
 
@@ -148,10 +148,10 @@ def test_outlines_lie_where_the_labels_are_in_mm(slices):
 
 
 def test_colours_and_names_are_those_of_the_label_table(slices):
-    figure = report.slice_figure(slices)
+    figure = report.slice_figure(slices, HYPOTHALAMUS_SIDES)
     legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["hypothalamus left", "hypothalamus right"]
-    assert [line.get_color() for line in legend.get_lines()] == [label.colour for label in HYPOTHALAMUS]
+    assert [line.get_color() for line in legend.get_lines()] == [label.colour for label in HYPOTHALAMUS_SIDES]
 
 
 def test_every_slice_says_where_it_is_and_one_has_the_scale(slices):

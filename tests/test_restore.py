@@ -8,14 +8,14 @@ from scipy.spatial.transform import Rotation
 from segmentations import ellipsoid, labelled
 
 from hypodask.grid import Grid, box_grid, slab_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS
+from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS
 from hypodask.segmentation.restore import label_map_on, slab_label_map
 
 GRID = box_grid((48, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
 RADII_MM = (8.0, 11.0, 9.0)
 LEFT, RIGHT = (-10.0, -5.0, -6.0), (10.0, -5.0, -6.0)
 MM3 = 4 / 3 * np.pi * 8 * 11 * 9
-SEGMENTATION = labelled(GRID, HYPOTHALAMUS, [ellipsoid(GRID, side, RADII_MM) for side in (LEFT, RIGHT)])
+SEGMENTATION = labelled(GRID, HYPOTHALAMUS_SIDES, [ellipsoid(GRID, side, RADII_MM) for side in (LEFT, RIGHT)])
 
 
 def turned(angles, shift=(0.0, 0.0, 0.0)):
@@ -85,7 +85,7 @@ def test_a_scan_that_does_not_hold_the_structure_gets_an_empty_map(away_mm):
 
 
 def test_a_segmentation_that_found_nothing_gives_an_empty_map():
-    nothing = labelled(GRID, HYPOTHALAMUS, [np.zeros(GRID.shape)] * 2)
+    nothing = labelled(GRID, HYPOTHALAMUS_SIDES, [np.zeros(GRID.shape)] * 2)
     assert not label_map_on(nothing, GRID, np.eye(4)).any()
 
 
@@ -99,7 +99,7 @@ def test_labels_carry_the_numbers_of_their_table():
 def test_the_slab_holds_the_structure_in_the_papers_voxels():
     fine = box_grid((64, 48, 48), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
     sides = [ellipsoid(fine, (x, -5.0, -6.0), (4.0, 6.0, 5.0)) for x in (-6.0, 6.0)]
-    label_map = slab_label_map(labelled(fine, HYPOTHALAMUS, sides), np.eye(4))
+    label_map = slab_label_map(labelled(fine, HYPOTHALAMUS_SIDES, sides), np.eye(4))
     assert label_map.shape == (512, 50, 512)
     volume, middle = volume_and_middle(label_map, slab_grid(), 1)
     assert volume == pytest.approx(4 / 3 * np.pi * 4 * 6 * 5, rel=0.015)
@@ -108,6 +108,7 @@ def test_the_slab_holds_the_structure_in_the_papers_voxels():
 
 def test_the_slab_is_in_acpc_space_wherever_the_segmentation_was():
     scanner_from_acpc = turned((20, -5, 8), (10.0, 4.0, -7.0))
-    in_scanner = labelled(GRID.moved(scanner_from_acpc, "scanner"), HYPOTHALAMUS, list(SEGMENTATION.posteriors[1:]))
+    moved = GRID.moved(scanner_from_acpc, "scanner")
+    in_scanner = labelled(moved, HYPOTHALAMUS_SIDES, list(SEGMENTATION.posteriors[1:]))
     there, here = slab_label_map(in_scanner, np.linalg.inv(scanner_from_acpc)), slab_label_map(SEGMENTATION, np.eye(4))
     assert (there != here).mean() < 1e-5

@@ -12,7 +12,7 @@ import zarr
 from hypodask.cohort import Entry
 from hypodask.errors import StoreError
 from hypodask.grid import Grid
-from hypodask.labels import HYPOTHALAMUS
+from hypodask.labels import HYPOTHALAMUS_SIDES
 from hypodask.location import Location
 from hypodask.scan import Scan
 from hypodask.store import (
@@ -65,7 +65,7 @@ def url(request, tmp_path):
 def done(tmp_path):
     url = str(tmp_path / "sub-01.nii.zarr")
     write_scan(url, scan_of())
-    write_label_map(url, "hypothalamus_scan", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS)
+    write_label_map(url, "hypothalamus_scan", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS_SIDES)
     write_record(url, "alignment", {"score": 0.9})
     mark_done(url, {"input_sha256": "ab" * 32})
     return Location(url)
@@ -165,8 +165,8 @@ def test_where_the_scan_was_read_from_is_not_in_the_store(done):
 def test_a_label_map_is_read_back_with_its_own_grid(url):
     slab = Grid((8, 9, 10), np.diag([0.5, 0.5, 0.5, 1.0]), "acpc")
     write_scan(url, scan_of())
-    write_label_map(url, "hypothalamus_slab", np.zeros((8, 9, 10), np.uint8), slab, HYPOTHALAMUS)
-    write_label_map(url, "hypothalamus_scan", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS)
+    write_label_map(url, "hypothalamus_slab", np.zeros((8, 9, 10), np.uint8), slab, HYPOTHALAMUS_SIDES)
+    write_label_map(url, "hypothalamus_scan", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS_SIDES)
     label_map, grid = read_label_map(url, "hypothalamus_slab")
     assert (label_map.any(), label_map.shape, grid.space, grid.spacing_mm) == (False, (8, 9, 10), "acpc", (0.5,) * 3)
     np.testing.assert_array_equal(read_label_map(url, "hypothalamus_scan")[0], labels_of())
@@ -268,7 +268,7 @@ def test_a_store_that_lacks_a_chunk_cannot_be_marked_as_done(tmp_path):
 
 
 def test_what_a_killed_worker_left_is_gone_before_a_scan_is_written(url):
-    write_label_map(url, "half", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS)
+    write_label_map(url, "half", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS_SIDES)
     Location(url).child("0/c/0/0/0.1234.partial").write(b"half a shard")
     write_scan(url, scan_of())
     mark_done(url, {})

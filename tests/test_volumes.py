@@ -6,7 +6,7 @@ from segmentations import ellipsoid, labelled
 
 from hypodask.errors import SegmentationError
 from hypodask.grid import box_grid
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.volumes import interval, largest_piece, measure, unusual
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
@@ -21,7 +21,7 @@ def both():
 
 
 def test_volumes_of_both_sides_and_of_the_whole(both):
-    volumes = measure(labelled(GRID, HYPOTHALAMUS, both))
+    volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both))
     for kind in (volumes.soft_mm3, volumes.label_mm3):
         assert list(kind) == ["hypothalamus", "hypothalamus_left", "hypothalamus_right"]
         assert kind["hypothalamus_left"] == pytest.approx(MM3, rel=0.02)
@@ -31,7 +31,7 @@ def test_volumes_of_both_sides_and_of_the_whole(both):
 def test_soft_volume_of_a_half_filled_grid_counts_half_a_voxel():
     halved = ellipsoid(GRID, LEFT, RADII_MM) > 0.5
     posterior = np.where(halved, 0.75, 0.0).astype(np.float32)
-    volumes = measure(labelled(GRID, HYPOTHALAMUS, [posterior, np.zeros_like(posterior)]))
+    volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, [posterior, np.zeros_like(posterior)]))
     assert volumes.soft_mm3["hypothalamus"] == pytest.approx(0.75 * volumes.label_mm3["hypothalamus"])
     assert volumes.certainty == pytest.approx(0.75)
 
@@ -49,9 +49,9 @@ def test_subunits_add_up_to_their_side_and_the_sides_to_the_whole(both):
 
 
 def test_a_leak_elsewhere_in_the_image_does_not_count(both):
-    clean = measure(labelled(GRID, HYPOTHALAMUS, both))
+    clean = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both))
     leak = ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
-    leaking = measure(labelled(GRID, HYPOTHALAMUS, [both[0] + leak, both[1]]))
+    leaking = measure(labelled(GRID, HYPOTHALAMUS_SIDES, [both[0] + leak, both[1]]))
     assert leaking.label_mm3 == clean.label_mm3
     assert leaking.soft_mm3["hypothalamus"] == pytest.approx(clean.soft_mm3["hypothalamus"], rel=1e-3)
 

@@ -17,7 +17,7 @@ from hypodask.alignment.pose import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import SCALINGS
-from hypodask.labels import HYPOTHALAMUS, ICV, LabelTable
+from hypodask.labels import HYPOTHALAMUS_SIDES, ICV, LabelTable
 from hypodask.network.unet import UNet, predictor
 from hypodask.network.weights import (
     KERAS_SUFFIXES,
@@ -33,7 +33,7 @@ from hypodask.scan import Scan
 from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg, intensity_window
 from hypodask.segmentation.segmentation import Segmentation
 
-TABLES: dict[Task, LabelTable] = {"hypothalamus": HYPOTHALAMUS, "icv": ICV}
+TABLES: dict[Task, LabelTable] = {"hypothalamus": HYPOTHALAMUS_SIDES, "icv": ICV}
 """Labels of each task's channels after background."""
 
 IMPORT_BLOCK = 96
