@@ -50,10 +50,25 @@ def box_bright(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
 
 def scale_by(data: Float[ndarray, "i j k"], box: Float[ndarray, "x y z"]) -> Float32[ndarray, "i j k"]:
     """Scale one volume as ``box_bright`` scales another, such as a box inside it."""
+    level = bright_level(box)
+    return _cut(data / level) if level > 0 else np.zeros(data.shape, np.float32)
+
+
+def bright_level(box: Float[ndarray, "x y z"]) -> float:
+    """Intensity of the bright tissue in a box inside the brain, which is white matter; 0 where nothing is positive."""
     positive = box[box > 0]
-    if not positive.size:
+    return float(np.percentile(positive, 90)) if positive.size else 0.0
+
+
+def windowed(data: Float[ndarray, "i j k"], low: float, high: float) -> Float32[ndarray, "i j k"]:
+    """Intensities from ``low`` to ``high`` as 0 to 1, cut beyond; zeros where the two are one.
+
+    >>> windowed(np.array([[[1.0, 2.0, 5.0]]]), 1.0, 3.0).tolist()
+    [[[0.0, 0.5, 1.0]]]
+    """
+    if high <= low:
         return np.zeros(data.shape, np.float32)
-    return _cut(data / np.percentile(positive, 90))
+    return np.clip((data - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _cut(data: ndarray) -> Float32[ndarray, "i j k"]:
