@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypodask.segmentation.losses import dice, segmentation_loss, soft_dice
+from hypodask.segmentation.losses import segmentation_loss, soft_dice
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +45,3 @@ def test_soft_dice_of_equal_labels_is_one_in_every_class():
 def test_soft_dice_is_symmetric():
     a, b = jax.random.uniform(jax.random.key(1), (2, 7, 3))
     np.testing.assert_allclose(soft_dice(a, b), soft_dice(b, a), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [([1, 1, 0, 0], [0, 1, 1, 0], 0.5), ([1, 0], [0, 1], 0.0), ([0, 0], [0, 0], 1.0), ([1, 1], [1, 1], 1.0)],
-)
-def test_dice_of_masks(a, b, expected):
-    assert dice(np.array(a, bool), np.array(b, bool)) == expected

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from hypodask.agreement import dice
 from hypodask.errors import ModelError
 from hypodask.grid import box_grid
 from hypodask.network import augment, learn
@@ -17,7 +18,6 @@ from hypodask.network.learn import Schedule
 from hypodask.network.unet import UNetConfig, predictor
 from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import train as training
-from hypodask.segmentation.losses import dice
 from hypodask.segmentation.train import Head, Task, draw, train
 
 STORED = box_grid((24, 12, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy import ndarray
 
+from hypodask.agreement import dice
 from hypodask.alignment import align
 from hypodask.grid import Grid, box_grid
 from hypodask.intensity import scale_by
@@ -22,7 +23,6 @@ from hypodask.recipes.versions import BLUR_SHARES, BLURS_MM, versions_of
 from hypodask.resample import resample
 from hypodask.scan import read_scan
 from hypodask.segmentation.keras_import import import_hypothalamus_seg
-from hypodask.segmentation.losses import dice
 from hypodask.segmentation.predict import ShippedNetwork, input_grid
 from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Head, Task, train

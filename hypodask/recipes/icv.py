@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, UInt8
 from numpy import ndarray
 
+from hypodask.agreement import dice
 from hypodask.alignment import align
 from hypodask.grid import Grid, box_grid, head_grid
 from hypodask.labels import ICV
@@ -20,7 +21,6 @@ from hypodask.network.unet import UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
 from hypodask.scan import Scan
-from hypodask.segmentation.losses import dice
 from hypodask.segmentation.predict import ShippedNetwork, input_grid
 from hypodask.segmentation.synth import T1_MEAN, TISSUES, image_of, tissue_means, tissue_shares
 from hypodask.segmentation.train import Head, Task, train
