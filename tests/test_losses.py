@@ -23,7 +23,7 @@ def one_pixel_of_four():
 
 def test_loss_of_a_network_that_knows_nothing(one_pixel_of_four):
     # Cross-entropy ln 2; soft Dice of the foreground (2 * 0.5 + 1) / (4 * 0.25 + 1 + 1).
-    expected = 5 * np.log(2) + 1 - 2 / 3
+    expected = 10 * np.log(2) + 1 - 2 / 3
     assert segmentation_loss(jnp.zeros((1, 2, 2, 2)), one_pixel_of_four) == pytest.approx(expected, rel=1e-6)
 
 
