@@ -16,13 +16,13 @@ from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment import Alignment, align
 from hypodask.errors import ModelError, ScanError
-from hypodask.grid import slab_grid
+from hypodask.grid import Grid, slab_grid
 from hypodask.labels import ICV
 from hypodask.landmarks import Landmarks, read_landmarks
 from hypodask.location import Location
@@ -33,7 +33,7 @@ from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.restore import label_map_on, slab_label_map
 from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
 from hypodask.transforms import save_transform
-from hypodask.volumes import Volumes, interval, measure, unusual
+from hypodask.volumes import Volumes, faces_reached, interval, measure, unusual
 
 Networks = tuple[Network, ...]
 Model = str | PathLike[str] | Network
@@ -155,9 +155,15 @@ def _done(
         segmentations = [network.segment(scan, alignment) for network in networks]
     with _at("measure"):
         volumes = [measure(segmentation) for segmentation in segmentations]
-    icv_map = keeper.keep_results(scan, alignment, segmentations)
+    icv_map = keeper.keep_results(scan, alignment, [one.tidied for one in volumes])
     found = _volumes(networks, volumes)
-    warnings = [*scan.warnings, *alignment.warnings, *unusual(found["volume_mm3"]), *_coverage(scan, icv_map, volumes)]
+    warnings = [
+        *scan.warnings,
+        *alignment.warnings,
+        *unusual(found["volume_mm3"]),
+        *_cut_off(volumes, alignment),
+        *_coverage(scan, icv_map, volumes),
+    ]
     return found | {
         "status": "done",
         "flagged": alignment.flagged,
@@ -194,6 +200,33 @@ def _volumes(networks: Networks, volumes: list[Volumes]) -> dict[str, dict[str, 
         "volume_low_mm3": low,
         "volume_high_mm3": high,
     }
+
+
+def _cut_off(volumes: list[Volumes], alignment: Alignment) -> Iterator[str]:
+    """Sentences about outlines that end where a network's box or the slab of the paper ends."""
+    for tidied in (one.tidied for one in volumes):
+        outline, grid = tidied.label_map > 0, tidied.grid
+        if faces := faces_reached(outline, grid, grid, np.eye(4)):
+            yield (
+                f"The outline of the {tidied.labels.whole} ends at the {_listed(faces)} of the box that its network "
+                "looks at; what lies beyond does not count."
+            )
+    hypothalamus = volumes[0].tidied
+    to_slab = acpc_from_space(hypothalamus.grid, alignment)
+    # A box of our own networks lies inside the slab; other networks look further.
+    if hypothalamus.grid.space != "acpc" and (
+        faces := faces_reached(hypothalamus.label_map > 0, hypothalamus.grid, slab_grid(), to_slab)
+    ):
+        yield f"The outline of the hypothalamus ends at the {_listed(faces)} of the slab in its label map there."
+
+
+def _listed(faces: tuple[str, ...]) -> str:
+    return " and ".join(faces)
+
+
+def acpc_from_space(grid: Grid, alignment: Alignment) -> Float[ndarray, "4 4"]:
+    """From the space of a network's grid to AC-PC space."""
+    return np.eye(4) if grid.space == "acpc" else alignment.acpc_from_scanner
 
 
 def _coverage(scan: Scan, icv_map: UInt8[ndarray, "i j k"], volumes: list[Volumes]) -> list[str]:
@@ -234,13 +267,12 @@ class Keeper:
         scanner_from_acpc = np.linalg.inv(alignment.acpc_from_scanner)
         icv_map = label_map_on(icv, scan.grid, scanner_from_acpc)
         if self.url:
-            ours = hypothalamus.grid.space == "acpc"
-            to_scan, to_slab = (scanner_from_acpc, np.eye(4)) if ours else (np.eye(4), alignment.acpc_from_scanner)
+            to_slab = acpc_from_space(hypothalamus.grid, alignment)
             table = hypothalamus.labels
             write_record(self.url, "alignment", alignment_record(alignment))
             save_transform(Location(self.url).child(transform_name(self.scan)).url, alignment.acpc_from_scanner)
             write_label_map(self.url, "icv_scan", icv_map, scan.grid, ICV)
-            in_scan = label_map_on(hypothalamus, scan.grid, to_scan)
+            in_scan = label_map_on(hypothalamus, scan.grid, scanner_from_acpc @ to_slab)
             write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
             write_label_map(self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table)
         return icv_map

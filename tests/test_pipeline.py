@@ -215,6 +215,19 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
     assert row.flagged
 
 
+def test_an_outline_that_the_box_of_its_network_cuts_is_said(aligned, scan_file):
+    near_the_front = [ellipsoid(BOX, (x, 10.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
+    row = process_scan(scan_file(), models=(Fake(labelled(BOX, HYPOTHALAMUS_SIDES, near_the_front)), CRANIUM))
+    assert "The outline of the hypothalamus ends at the front of the box" in row.warnings
+
+
+def test_an_outline_in_scanner_space_that_the_slab_cuts_is_said(aligned, scan_file):
+    beyond = [ellipsoid(BOX, (x, 5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
+    in_scanner = Fake(labelled(BOX.moved(np.eye(4), "scanner"), HYPOTHALAMUS_SIDES, beyond))
+    row = process_scan(scan_file(), models=(in_scanner, CRANIUM))
+    assert "The outline of the hypothalamus ends at the front of the slab in its label map there." in row.warnings
+
+
 def test_an_unusual_volume_is_said(aligned, scan_file):
     tiny = Fake(labelled(BOX, HYPOTHALAMUS_SIDES, [ellipsoid(BOX, (x, -5, -6), (3.0, 3.0, 3.0)) for x in (-6, 6)]))
     assert "is outside the usual 500-1400 mm3" in process_scan(scan_file(), models=(tiny, CRANIUM)).warnings

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from segmentations import ellipsoid, labelled
 
 from hypodask.errors import SegmentationError
-from hypodask.grid import box_grid
+from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
-from hypodask.volumes import interval, largest_piece, measure, unusual
+from hypodask.volumes import faces_reached, interval, largest_piece, measure, tidy, unusual, without_holes
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 RADII_MM = (3.0, 6.0, 5.0)
@@ -65,6 +66,56 @@ def test_partial_volumes_beside_the_outline_count_however_large_the_voxels():
 def test_a_structure_at_the_border_of_the_grid_is_measured():
     cavity = ellipsoid(GRID, (-12.0, -15.0, -16.0), (8.0, 8.0, 8.0))
     assert measure(labelled(GRID, ICV, [cavity])).soft_mm3["icv"] == pytest.approx(4 / 3 * np.pi * 8**3 / 8, rel=0.05)
+
+
+def test_label_volumes_are_those_of_the_tidied_label_map(both):
+    both[1] = both[1] + ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
+    volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both))
+    label_map = volumes.tidied.label_map
+    assert volumes.label_mm3["hypothalamus_right"] == (label_map == 2).sum() * GRID.voxel_volume_mm3
+    assert ndimage.label(label_map == 2)[1] == 1
+    np.testing.assert_allclose(volumes.tidied.posteriors.sum(axis=0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("voxels", "filled"), [(7, True), (9, False)])
+def test_a_hole_of_less_than_one_cubic_millimetre_is_filled_and_a_larger_one_is_the_fornix(both, voxels, filled):
+    i, j, k = (round(v) for v in np.linalg.solve(GRID.space_from_vox, (*LEFT, 1.0))[:3])
+    whole = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both)).label_mm3["hypothalamus_left"]
+    hole = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1), (2, 0, 0)]
+    for a, b, c in hole[:voxels]:
+        both[0][i + a, j + b, k + c] = 0.2
+    volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both))
+    missing = 0 if filled else voxels * GRID.voxel_volume_mm3
+    assert volumes.label_mm3["hypothalamus_left"] == pytest.approx(whole - missing)
+
+
+def test_filled_holes_are_those_that_scipy_fills_too():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((20, 22, 24)), 1.0) > -0.1
+    assert (without_holes(mask, np.inf) != mask).any()
+    np.testing.assert_array_equal(without_holes(mask, np.inf), ndimage.binary_fill_holes(mask))
+
+
+def test_what_is_tidy_stays_as_it_is(both):
+    both[0] = both[0] + ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
+    once = tidy(labelled(GRID, HYPOTHALAMUS_SIDES, both))
+    np.testing.assert_allclose(tidy(once).posteriors, once.posteriors, atol=1e-6)
+
+
+def test_an_outline_at_the_border_of_the_box_names_the_face():
+    cavity = ellipsoid(GRID, (-12.0, -5.0, -6.0), (3.0, 3.0, 3.0)) > 0.5
+    assert faces_reached(cavity, GRID, GRID, np.eye(4)) == ("left",)
+    assert faces_reached(np.roll(cavity, 12, axis=0), GRID, GRID, np.eye(4)) == ()
+
+
+def test_faces_are_named_by_direction_whatever_the_order_of_the_axes():
+    # Array axes point down, left and forward.
+    turned = np.array([[0, -1.0, 0, 2], [0, 0, 1, -2], [-1, 0, 0, 2], [0, 0, 0, 1]])
+    grid = Grid((5, 5, 5), turned, "scanner")
+    mask = np.zeros(grid.shape, bool)
+    mask[0, 4, 2] = True
+    assert faces_reached(mask, grid, grid, np.eye(4)) == ("left", "top")
+    around = box_grid((3, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    assert faces_reached(mask, grid, around, np.eye(4)) == ("left",)
 
 
 @pytest.mark.parametrize("radius_mm", [0.0, 1.0])
