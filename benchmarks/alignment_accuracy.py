@@ -43,7 +43,7 @@ from benchmarks.posing import (
     repose,
     tilt_deg,
 )
-from benchmarks.scoring import ERRORS, Clock, Found, Task, align, carried, compared, is_gross
+from benchmarks.scoring import ERRORS, Clock, Found, Task, align, carried, compared, is_gross, markdown
 from hypodask.grid import transform_points
 from hypodask.recipes import rated_commissures_mm
 
@@ -343,12 +343,6 @@ NOTES = {
     "scan as it is. Heads whose left and right were exchanged look like any other. SILENT: wrong and not flagged.",
     "speed": "Twenty scans of different shapes on one core: as they come, and again with everything compiled.",
 }
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.to_numpy(str).tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

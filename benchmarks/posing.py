@@ -163,7 +163,7 @@ def repose(head: Head, pose: Pose) -> tuple[Scan, ndarray]:
     grid = _field_of_view(head, pose, moved_from_scanner, random)
     data = head.data * head.brain if pose.stripped and head.brain is not None else head.data
     image = _interpolated(data, head.grid.moved(moved_from_scanner, "scanner"), grid)
-    stored, grid = reordered(_acquired(image, pose, random), grid, pose.axes)
+    stored, grid = reordered(acquired(image, pose, random), grid, pose.axes)
     return Scan(stored, grid, source=f"{head.name} re-posed, seed {pose.seed}"), moved_from_scanner
 
 
@@ -203,8 +203,8 @@ def _interpolated(data: ndarray, grid: Grid, onto: Grid) -> ndarray:
     )
 
 
-def _acquired(image: ndarray, pose: Pose, random: Generator) -> ndarray:
-    """Contrast, receive field, Rician noise and gain; int16."""
+def acquired(image: ndarray, pose: Pose, random: Generator) -> ndarray:
+    """Contrast, receive field, Rician noise and gain of an image whose white matter is 1; int16."""
     image = np.maximum(image, 0.0) ** np.float32(pose.gamma)
     if pose.bias:
         image *= 1 + np.float32(pose.bias) * _smooth_field(image.shape, random)

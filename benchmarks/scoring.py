@@ -101,3 +101,9 @@ def carried(head: Head, moved_from_scanner: ndarray) -> tuple[ndarray, ndarray, 
     anterior = transform_points(np.linalg.inv(head.acpc_from_scanner), np.array([0.0, 50.0, 0.0]))
     anterior = transform_points(moved_from_scanner, anterior)
     return ac, pc, frame(ac, pc, np.cross(anterior - ac, above - ac))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.to_numpy(str).tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
