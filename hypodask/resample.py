@@ -362,6 +362,23 @@ def gather(data: Float[Array, "i j k"], points: Float[Array, "3 n"], order: Orde
     return _gather(jnp.asarray(data).reshape(-1), sizes, points, order)
 
 
+def gather_channels(data: Float[Array, "i j k c"], points: Float[Array, "3 n"]) -> Float32[Array, "n c"]:
+    """Trilinear interpolation of all channels at points given in voxels; clamped at the borders of the array.
+
+    Channels lie side by side in memory, so that each corner is one look-up for all of them.
+    """
+    base = jnp.floor(points)
+    part = points - base
+    last = np.array(data.shape[:3])[:, None] - 1
+    low, high = (jnp.clip(base + step, 0, last).astype(jnp.int32) for step in (0, 1))
+    total = jnp.zeros((points.shape[1], data.shape[3]), jnp.float32)
+    for corner in np.ndindex(2, 2, 2):
+        i, j, k = (high[axis] if up else low[axis] for axis, up in enumerate(corner))
+        share = jnp.prod(jnp.stack([part[axis] if up else 1 - part[axis] for axis, up in enumerate(corner)]), axis=0)
+        total = total + share[:, None] * jnp.asarray(data).at[i, j, k].get(mode="promise_in_bounds")
+    return total
+
+
 def _gather(
     flat: Float[Array, "n"], sizes: Int[Array, "2 3"] | Int[ndarray, "2 3"], points: Float[Array, "3 m"], order: Order
 ) -> Float[Array, "m"]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from hypodask.network.augment import Variation, contrast_of, points_of, rotation, smooth_field
+from hypodask.network.augment import Variation, _grain, contrast_of, points_of, rotation, smooth_field
 
-NOTHING = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0, gamma=0, gain=0, bias=0, noise=0)
+NOTHING = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0, gamma=0, gain=0, bias=0, noise=0, curve=0)
 CENTRE = jnp.array([1.0, -5.0, -6.0])
 
 
@@ -77,6 +77,31 @@ def test_noise_is_rician_so_that_air_is_not_black(points):
     noisy = np.asarray(contrast_of(jax.random.key(1), black, points, replace(NOTHING, noise=0.1)))
     assert noisy.min() >= 0
     assert 1e-3 < noisy.mean() < 0.2
+
+
+def test_noise_is_as_strong_however_much_of_it_neighbours_share():
+    drawn = [np.asarray(_grain(jax.random.key(seed), (2, 40, 40))) for seed in range(12)]
+    np.testing.assert_allclose([one.std() for one in drawn], 1, atol=0.1)
+    shared = [np.corrcoef(one[0, 0, :, 1:].ravel(), one[0, 0, :, :-1].ravel())[0, 1] for one in drawn]
+    assert min(shared) < 0.15
+    assert max(shared) > 0.4
+
+
+def test_another_intensity_curve_leaves_black_and_white_matter_where_they_are():
+    values = jnp.array([1e-3, 0.5, 1.0])
+    curved = np.asarray(contrast_of(jax.random.key(5), values, jnp.zeros((3, 3)), replace(NOTHING, curve=0.2)))
+    np.testing.assert_allclose(curved[[0, 2]], [1e-3, 1.0], atol=4e-3)
+    assert abs(curved[1] - 0.5) > 0.02
+
+
+def test_a_bias_field_may_be_worked_out_at_fewer_points():
+    values = jnp.ones((8, 8))
+    axis = (jnp.arange(8) - 3.5) * 5
+    every = jnp.stack([*jnp.meshgrid(axis, axis, indexing="ij"), jnp.zeros((8, 8))], axis=-1)
+    few = every.reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
+    only_bias = replace(NOTHING, bias=0.2)
+    fine, coarse = (contrast_of(jax.random.key(2), values, points, only_bias) for points in (every, few))
+    np.testing.assert_allclose(coarse[1:-1, 1:-1], fine[1:-1, 1:-1], atol=5e-3)
 
 
 def test_intensities_are_cut_at_one_and_a_half_times_white_matter(points):

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from hypodask import resample as resampling
 from hypodask.grid import Grid, box_grid, slab_grid, transform_points
-from hypodask.resample import Order, gather, interpolate, low_pass, pull, resample
+from hypodask.resample import Order, gather, gather_channels, interpolate, low_pass, pull, resample
 
 SHAPE = (17, 22, 19)
 seeds = st.integers(0, 2**31)
@@ -346,3 +346,11 @@ def test_the_slab_is_made_without_large_intermediate_arrays() -> None:
         np.zeros(4**10, np.float32), np.ones((2, 3), np.int32), np.eye(4, dtype=np.float32)[:3], onto.shape, 3
     ).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * slab.nbytes
+
+
+def test_channels_are_interpolated_together_as_each_by_itself():
+    data = np.random.default_rng(3).normal(size=(5, 6, 7, 3)).astype(np.float32)
+    points = np.random.default_rng(4).uniform(-1.5, 8, size=(3, 200)).astype(np.float32)
+    together = np.asarray(gather_channels(data, points))
+    alone = [ndimage.map_coordinates(data[..., c], points, order=1, mode="nearest") for c in range(3)]
+    np.testing.assert_allclose(together, np.stack(alone, axis=-1), atol=1e-5)

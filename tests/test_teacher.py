@@ -8,7 +8,8 @@ from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.labels import HYPOTHALAMUS_SUBUNITS
 from hypodask.scan import Scan
 from hypodask.segmentation import teacher
-from hypodask.segmentation.teacher import ConsensusOptions, consensus
+from hypodask.segmentation.keras_import import intensity_window
+from hypodask.segmentation.teacher import ConsensusOptions, consensus, teacher_window
 
 ONTO = box_grid((48, 28, 28), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 LEFT, RIGHT = (-6.0, -5.0, -6.0), (6.0, -7.0, -6.0)
@@ -39,6 +40,8 @@ class Threshold:
 @pytest.fixture(autouse=True)
 def small_block(monkeypatch):
     monkeypatch.setattr(teacher, "BLOCK", 40)
+    # Most of the tissue around is of intensity 20 here, and what is to be found is of 100.
+    monkeypatch.setattr(teacher, "WHITE_POINT", 5.0)
 
 
 @pytest.fixture
@@ -64,8 +67,8 @@ def middle(posterior):
 
 def test_runs_in_many_poses_agree_on_the_place_and_the_side(scan, pose):
     outlines, volumes = consensus(scan, pose, Threshold(), ONTO, options=ConsensusOptions(runs=6, trim=0.2))
-    np.testing.assert_allclose(middle(outlines.posteriors[1]), LEFT, atol=0.25)
-    np.testing.assert_allclose(middle(outlines.posteriors[2]), RIGHT, atol=0.25)
+    np.testing.assert_allclose(middle(outlines.posteriors[1:6].sum(0)), LEFT, atol=0.25)
+    np.testing.assert_allclose(middle(outlines.posteriors[6:].sum(0)), RIGHT, atol=0.25)
     np.testing.assert_allclose(outlines.posteriors.sum(0), 1, atol=1e-5)
     assert volumes.mean() == pytest.approx(MM3, rel=0.1)
     assert outlines.labels.protocol == "billot2020-consensus"
@@ -76,7 +79,7 @@ def test_runs_whose_volume_is_far_from_the_median_are_left_out(scan, pose):
     outlines, volumes = consensus(scan, pose, network, ONTO, options=ConsensusOptions(runs=5, trim=0.2))
     assert volumes[2] == 0
     assert (volumes > 0).sum() == 4
-    assert outlines.posteriors[1].max() == pytest.approx(1, abs=1e-3)
+    assert outlines.posteriors[1:6].sum(0).max() == pytest.approx(1, abs=1e-3)
 
 
 def test_every_run_sees_another_pose_and_a_seed_gives_the_same_ones(scan, pose):
@@ -85,6 +88,15 @@ def test_every_run_sees_another_pose_and_a_seed_gives_the_same_ones(scan, pose):
         consensus(scan, pose, network, ONTO, seed=4, options=ConsensusOptions(runs=2, trim=1.0))
     np.testing.assert_array_equal(first.images, second.images)
     assert np.abs(first.images[0] - first.images[1]).max() > 0.5
+
+
+def test_the_white_point_is_that_of_the_tissue_around_whatever_else_is_in_the_scan(scan, pose):
+    with_fat = np.array(scan.data, np.float32)
+    with_fat[:1] = 4000
+    low, high = teacher_window(scan, pose)
+    assert teacher_window(Scan(with_fat, scan.grid), pose)[1] == pytest.approx(high, rel=0.02)
+    assert intensity_window(with_fat)[1] > 10 * intensity_window(scan.data)[1]
+    assert low < high < 200
 
 
 def test_every_other_block_is_a_mirror_image():

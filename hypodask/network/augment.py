@@ -13,6 +13,9 @@ from jaxtyping import Float, PRNGKeyArray
 
 from hypodask.resample import gather
 
+BIAS_SPACING_MM = 60.0
+"""Of the knots of the bias field."""
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -34,6 +37,8 @@ class Variation:
     """Amplitude of a smooth multiplicative field."""
     noise: float = 0.04
     """Largest standard deviation of the noise."""
+    curve: float = 0.05
+    """Amplitude of a smooth change of the intensity curve, which leaves black and white matter where they are."""
 
 
 def points_of(
@@ -72,14 +77,33 @@ def smooth_field(
 
 
 def contrast_of(
-    key: PRNGKeyArray, values: Float[Array, "*n"], points_mm: Float[Array, "*n 3"], options: Variation
+    key: PRNGKeyArray, values: Float[Array, "*n"], points_mm: Float[Array, "*m 3"], options: Variation
 ) -> Float[Array, "*n"]:
-    """Another scanner's intensities: gamma, gain, bias field and Rician noise."""
+    """Another scanner's intensities: gamma, another curve, gain, bias field and Rician noise.
+
+    The points may be fewer than the values, evenly among them: the bias field is smooth.
+    """
     keys = jax.random.split(key, 6)
     gamma = jnp.exp(options.gamma * jax.random.normal(keys[0]))
-    values = jnp.clip(values, 1e-3) ** gamma * jnp.exp(options.gain * jax.random.normal(keys[1]))
-    flat = points_mm.reshape(-1, 3)
-    values = values * jnp.exp(options.bias * smooth_field(keys[2], flat, 60.0, 1)).reshape(values.shape)
-    level = options.noise * jax.random.uniform(keys[3])
-    real, imaginary = level * jax.random.normal(keys[4], (2, *values.shape))
+    values = jnp.clip(values, 1e-3) ** gamma
+    first, second = options.curve * jax.random.normal(keys[5], (2,))
+    values = values + first * jnp.sin(jnp.pi * values) + second * jnp.sin(2 * jnp.pi * values)
+    values = values * jnp.exp(options.gain * jax.random.normal(keys[1]))
+    bias = jnp.exp(options.bias * smooth_field(keys[2], points_mm.reshape(-1, 3), BIAS_SPACING_MM, 1))
+    values = values * jax.image.resize(bias.reshape(points_mm.shape[:-1]), values.shape, "linear")
+    real, imaginary = options.noise * jax.random.uniform(keys[3]) * _grain(keys[4], values.shape)
     return jnp.clip(jnp.hypot(values + real, imaginary), 0.0, 1.5)
+
+
+def _grain(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "2 *n"]:
+    """Two channels of noise of unit variance, partly shared by neighbours: scans have larger voxels than our grids."""
+    of_noise, of_share = jax.random.split(key)
+    fine = jax.random.normal(of_noise, (2, *shape))
+    pairs = fine
+    for axis in (-1, -2)[: len(shape)]:
+        pairs = (pairs + jnp.roll(pairs, 1, axis)) / jnp.sqrt(2.0)
+    share = jax.random.uniform(of_share)
+    alone = 1 - share
+    # Neighbours overlap with the fine noise itself, so that the variances do not simply add up.
+    overlap = 0.5 ** (min(2, len(shape)) / 2)
+    return (share * pairs + alone * fine) / jnp.sqrt(share**2 + alone**2 + 2 * share * alone * overlap)

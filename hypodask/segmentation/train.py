@@ -19,7 +19,7 @@ from hypodask.network.augment import Variation, contrast_of, points_of
 from hypodask.network.learn import Batch, Drawer, Schedule, learn
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry
-from hypodask.resample import gather
+from hypodask.resample import gather, gather_channels
 from hypodask.segmentation.losses import segmentation_loss
 
 COARSE = 4
@@ -31,11 +31,17 @@ class Head(NamedTuple):
 
     image: Float[Array, "i j k"]
     """In units of white matter."""
-    truth: Float[Array, "class i j k"]
+    truth: Float[Array, "i j k class"]
     """Soft labels without background."""
+    growth: Float[Array, "field 3 x y z"] | None = None
+    """Displacements in mm by which structures grow, each of one standard deviation; voxels twice as large as those of
+    the image (``growth.growth_field``)."""
 
 
 Maker = Callable[[PRNGKeyArray], Head]
+
+LARGEST_GROWTH = 2.5
+"""Standard deviations at which growth is cut, so that nothing folds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Task:
     geometry: InputGeometry
     variation: Variation
     mirror: Callable[[Array], Array]
-    """Truth channels of a mirrored head: left and right change places."""
+    """Truth of a mirrored head, classes last: left and right change places."""
 
 
 def train(task: Task, config: UNetConfig, schedule: Schedule, *, checkpoint: Path | None = None) -> UNet:
@@ -84,7 +90,7 @@ def drawer(task: Task, schedule: Schedule) -> Drawer:
 
 def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w c"], Float[Array, "h w k"]]:
     """Neighbouring slices of a varied head, and the truth of the middle one."""
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     middle = jax.random.randint(keys[0], (), 0, task.wanted.shape[1])
     flip = jnp.where(jax.random.bernoulli(keys[1]), -1.0, 1.0)
     coarse = _slab_points(task, middle)
@@ -93,16 +99,31 @@ def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w
     there = points_of(keys[2], coarse.reshape(-1, 3), centre, task.variation).reshape(shape)
     there = there * jnp.array([flip, 1.0, 1.0])
     fine = (*shape[:1], task.wanted.shape[0], task.wanted.shape[2], 3)
-    there = jax.image.resize(there, fine, "linear")
-    vox_from_acpc = jnp.asarray(np.linalg.inv(task.stored.space_from_vox), jnp.float32)
-    vox = jnp.moveaxis(there @ vox_from_acpc[:3, :3].T + vox_from_acpc[:3, 3], -1, 0)
-    values = gather(head.image, vox.reshape(3, -1), 1).reshape(fine[:3])
+    if head.growth is not None:
+        there = there + _grown(keys[4], head.growth, there, task.stored)
+    vox = jnp.moveaxis(_voxels(task.stored, jax.image.resize(there, fine, "linear")), -1, 0)
+    values = gather(head.image, vox.reshape(3, -1), 1).reshape(fine[:3]).astype(jnp.float32)
     values = contrast_of(keys[3], values, there, task.variation)
-    centre_slice = vox[:, fine[0] // 2].reshape(3, -1)
-    truth = jnp.stack([gather(channel, centre_slice, 1).reshape(fine[1:3]) for channel in head.truth])
+    truth = gather_channels(head.truth, vox[:, fine[0] // 2].reshape(3, -1)).reshape(*fine[1:3], -1)
     truth = jnp.where(flip < 0, task.mirror(truth), truth)
-    truth = jnp.concatenate([1 - truth.sum(0, keepdims=True), truth])
-    return jnp.moveaxis(values, 0, -1), jnp.moveaxis(truth, 0, -1)
+    return jnp.moveaxis(values, 0, -1), jnp.concatenate([1 - truth.sum(-1, keepdims=True), truth], axis=-1)
+
+
+def _grown(
+    key: PRNGKeyArray, growth: Float[Array, "field 3 x y z"], points_mm: Float[Array, "s h w 3"], stored: Grid
+) -> Float[Array, "s h w 3"]:
+    """Displacement of points by structures that grow or shrink by random amounts."""
+    amounts = jnp.clip(jax.random.normal(key, growth.shape[:1]), -LARGEST_GROWTH, LARGEST_GROWTH)
+    # Where a voxel is looked up from further away, the structure has shrunk: signs do not matter, amounts do.
+    field = jnp.moveaxis(jnp.tensordot(amounts, growth, axes=1), 0, -1)
+    at = (_voxels(stored, points_mm) - 0.5) / 2
+    return gather_channels(field, at.reshape(-1, 3).T).reshape(points_mm.shape)
+
+
+def _voxels(grid: Grid, points_mm: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    """Voxel coordinates of points in the grid's space."""
+    vox_from_space = jnp.asarray(np.linalg.inv(grid.space_from_vox), jnp.float32)
+    return points_mm @ vox_from_space[:3, :3].T + vox_from_space[:3, 3]
 
 
 def _slab_points(task: Task, middle: Array) -> Float[Array, "slice h w 3"]:
