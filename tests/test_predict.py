@@ -16,7 +16,8 @@ from hypodask.alignment import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import box_bright
-from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, Label, LabelTable
+from hypodask.network import unet
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.resample import resample
@@ -52,7 +53,13 @@ def strict_ranks():
 def network():
     model = UNet(NETWORK, rngs=nnx.Rngs(0))
     model(jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), train=True)
-    return ShippedNetwork(model, CARD, "0123456789abcdef")
+    return ShippedNetwork((model,), CARD, "0123456789abcdef")
+
+
+@pytest.fixture(scope="module")
+def ensemble(network):
+    others = (UNet(NETWORK, rngs=nnx.Rngs(seed)) for seed in (1, 2))
+    return ShippedNetwork((*network.members, *others), replace(CARD, members=3), "0123456789abcdef")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +139,13 @@ def test_a_mirror_exchanges_the_sides_of_every_structure(table, channels):
     assert mirrored_channels(table) == channels
 
 
+@pytest.mark.parametrize("right", ["tuber_left", "right"])
+def test_labels_without_a_counterpart_cannot_be_mirrored(right):
+    rows = (Label(1, "body_left", "left", "L", "#000000"), Label(2, right, "right", "R", "#000000"))
+    with pytest.raises(ModelError, match="no counterpart"):
+        mirrored_channels(LabelTable("by-hand", "hypothalamus", rows))
+
+
 def test_neighbours_are_as_far_apart_as_the_model_card_says():
     image = jnp.broadcast_to(jnp.arange(6.0)[None, :, None], (16, 6, 16))
     slices = neighbours(image, GEOMETRY)
@@ -146,6 +160,44 @@ def test_posteriors_of_a_mirrored_head_are_mirrored_with_sides_exchanged(network
     np.testing.assert_allclose(posteriors.sum(0), 1, atol=1e-5)
     np.testing.assert_allclose(network.posteriors(image[::-1]), posteriors[[0, 2, 1], ::-1], atol=1e-5)
     assert np.abs(posteriors[1] - posteriors[1, ::-1]).max() > 1e-3
+
+
+def test_members_answer_together_with_the_mean_of_their_posteriors(ensemble):
+    image = np.random.default_rng(1).random(GEOMETRY.shape, np.float32)
+    alone = [ShippedNetwork((member,), CARD, "").outlined(image) for member in ensemble.members]
+    together = ensemble.outlined(image)
+    np.testing.assert_allclose(together.posteriors, np.mean([one.posteriors for one in alone], axis=0), atol=1e-6)
+    assert together.member_wholes.dtype == np.float16
+    np.testing.assert_allclose(together.member_wholes, [one.posteriors[1:].sum(axis=0) for one in alone], atol=1e-3)
+    assert alone[0].member_wholes is None
+
+
+def test_members_share_one_compiled_program(ensemble):
+    image = np.zeros(GEOMETRY.shape, np.float32)
+    next(ensemble.member_posteriors(image))
+    compiled = unet._answers._cache_size()
+    list(ensemble.member_posteriors(image))
+    assert unet._answers._cache_size() == compiled
+
+
+def test_an_ensemble_is_loaded_as_it_was_saved(ensemble, tmp_path):
+    loaded = load_network(save_weights(tmp_path / "three.safetensors", ensemble.members, ensemble.card))
+    image = np.random.default_rng(2).random(GEOMETRY.shape, np.float32)
+    np.testing.assert_array_equal(loaded.posteriors(image), ensemble.posteriors(image))
+
+
+def test_a_network_outlines_the_labels_of_its_card(tmp_path, head):
+    rows = tuple(Label(n, f"part_{n}", "both", f"P{n}", "#000000") for n in (4, 9))
+    card = replace(CARD, protocol="by-hand", labels=LabelTable("by-hand", "hypothalamus", rows))
+    path = save_weights(tmp_path / "parts.safetensors", UNet(NETWORK, rngs=nnx.Rngs(0)), card)
+    found = segment(head, posed(np.eye(4)), path)
+    assert found.labels == card.labels
+    assert set(np.unique(found.label_map)) <= {0, 4, 9}
+
+
+def test_a_network_that_outlines_nothing_is_refused():
+    with pytest.raises(ModelError, match="is a commissures network and outlines nothing"):
+        load_network("commissures")
 
 
 def test_a_segmentation_is_on_the_networks_grid_in_acpc_space(network, head):
@@ -171,7 +223,7 @@ def test_a_network_says_who_it_is(network):
 
 
 def test_a_network_is_loaded_once_for_each_version_of_its_weights(network, tmp_path, head):
-    path = save_weights(tmp_path / "tiny.safetensors", network.model, CARD)
+    path = save_weights(tmp_path / "tiny.safetensors", network.members, CARD)
     first = load_network(path)
     assert load_network(str(path)) is first
     np.testing.assert_allclose(
@@ -192,7 +244,7 @@ def test_a_network_is_loaded_once_for_each_version_of_its_weights(network, tmp_p
 def test_weights_that_cannot_be_run_as_they_ask_are_refused(network, tmp_path, change, complaint):
     card = replace(CARD, geometry=replace(GEOMETRY, **change))
     with pytest.raises(ModelError, match=complaint):
-        load_network(save_weights(tmp_path / "odd.safetensors", network.model, card))
+        load_network(save_weights(tmp_path / "odd.safetensors", network.members, card))
 
 
 class Watching:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hypodask.errors import ModelError
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Label, LabelTable
 from hypodask.network import weights
 from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm
 from hypodask.network.weights import (
@@ -27,10 +28,12 @@ from hypodask.network.weights import (
 
 CONFIG = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8))
 
+WHOLE = LabelTable("by-hand", "hypothalamus", (Label(7, "hypothalamus", "both", "Hyp", "#ff6b3d"),))
+
 CARD = ModelCard(
     name="trial",
     task="hypothalamus",
-    protocol="billot2020-consensus",
+    protocol="by-hand",
     architecture=CONFIG,
     geometry=InputGeometry((0.5, 0.5, 0.5), (128, 50, 128), slices=3, slice_axis=1, intensity="robust_unit"),
     training_data="Seven heads; größte Sorgfalt.",
@@ -39,7 +42,13 @@ CARD = ModelCard(
     metrics={"dice": 0.92, "measured_on": "four heads held out"},
     relative_volume_sd=0.05,
     changelog=("1: first",),
+    labels=WHOLE,
 )
+
+
+def labelled(**changes):
+    """The table of one label with another row."""
+    return dataclasses.replace(WHOLE, labels=(dataclasses.replace(WHOLE.labels[0], **changes),))
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def refuse(path, match):
 
 
 def test_a_model_and_its_card_come_back_as_they_were(saved, model):
-    loaded, card = load_weights(saved)
+    (loaded,), card = load_weights(saved)
     assert card == CARD
     slices = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     np.testing.assert_array_equal(loaded(slices), model(slices))
@@ -87,8 +96,59 @@ def test_a_model_and_its_card_come_back_as_they_were(saved, model):
 def test_a_folded_model_is_saved_like_any_other(tmp_path, model):
     folded = fold_batch_norm(model)
     card = dataclasses.replace(CARD, architecture=folded.config)
-    loaded, _ = load_weights(save_weights(tmp_path / "folded.safetensors", folded, card))
+    (loaded,), _ = load_weights(save_weights(tmp_path / "folded.safetensors", folded, card))
     np.testing.assert_array_equal(loaded(jnp.ones((1, 8, 8, 3))), folded(jnp.ones((1, 8, 8, 3))))
+
+
+def test_members_come_back_in_their_order(tmp_path, model):
+    members = (model, UNet(CONFIG, rngs=nnx.Rngs(4)), UNet(CONFIG, rngs=nnx.Rngs(5)))
+    card = dataclasses.replace(CARD, members=3)
+    path = save_weights(tmp_path / "three.safetensors", members, card)
+    loaded, read = load_weights(path)
+    assert read == card
+    assert "3 members" in path.with_suffix(".md").read_text(encoding="utf-8")
+    slices = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    for one, other in zip(loaded, members, strict=True):
+        np.testing.assert_array_equal(one(slices), other(slices))
+
+
+def test_a_card_and_its_file_have_the_same_number_of_members(tmp_path, saved, model):
+    with pytest.raises(ModelError, match="describes 1 members, 2 were given"):
+        save_weights(tmp_path / "two.safetensors", (model, model), CARD)
+    refuse(with_card(saved, members=2), "differ, the first is 0.classify")
+    refuse(with_card(saved, members=1 << 40), "members, the file has")
+    refuse(with_card(saved, members=0), "at least one member")
+
+
+def test_a_file_of_one_member_is_written_and_read_as_before_there_were_several(saved, model):
+    assert "down.0.first.conv.kernel" in load_file(saved)
+    card = json.loads(CARD.to_json())
+    del card["members"]
+    (loaded,), read = load_weights(rewrite(saved, metadata={"hypodask_model_card": json.dumps(card)}))
+    assert read == CARD
+    np.testing.assert_array_equal(loaded.classify.kernel[...], model.classify.kernel[...])
+
+
+@pytest.mark.parametrize("task", ["hypothalamus", "icv", "commissures"])
+def test_the_shipped_weights_are_read(task):
+    members, card = load_weights(resolve_model(task))
+    assert [member.config for member in members] == [card.architecture] * card.members
+    assert (card.labels is None) == (task == "commissures")
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "table"),
+    [("hypothalamus", 3, HYPOTHALAMUS_SIDES), ("hypothalamus", 11, HYPOTHALAMUS), ("icv", 2, ICV)],
+)
+def test_a_card_without_labels_has_those_of_its_task_in_its_own_protocol(task, channels, table):
+    card = json.loads(CARD.to_json()) | {"task": task, "architecture": {"in_channels": 3, "out_channels": channels}}
+    del card["labels"]
+    read = ModelCard.from_json(json.dumps(card))
+    assert read.labels == dataclasses.replace(table, protocol="by-hand")
+
+
+def test_a_network_that_outlines_nothing_has_no_labels():
+    assert dataclasses.replace(CARD, task="commissures", labels=None).labels is None
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path, saved, model):
@@ -128,6 +188,13 @@ def test_a_card_survives_json():
     [
         ({"task": "amygdala"}, "task"),
         ({"architecture": UNetConfig(5, 2)}, "5 channels"),
+        ({"labels": None}, "does not say what the 2 channels"),
+        ({"labels": HYPOTHALAMUS}, "2 channels, background first, and its card 10 labels"),
+        ({"protocol": "seed"}, "labels are of protocol 'by-hand'"),
+        ({"labels": labelled(index=0)}, "numbers of their own from 1 to 255"),
+        ({"labels": labelled(index=256)}, "numbers of their own from 1 to 255"),
+        ({"labels": labelled(hemisphere="up")}, "hemisphere is one of"),
+        ({"members": 0}, "at least one member"),
         ({"metrics": {"dice": 0.9}}, "measured_on"),
         ({"relative_volume_sd": 0.0}, "relative_volume_sd"),
         ({"relative_volume_sd": float("nan")}, "relative_volume_sd"),
@@ -185,6 +252,8 @@ def test_a_file_without_a_card_is_refused(saved):
         ({"architecture": None}, "cannot be read"),
         ({"geometry": [1]}, "cannot be read"),
         ({"metrics": 3}, "cannot be read"),
+        ({"labels": {"protocol": "by-hand"}}, "cannot be read"),
+        ({"labels": {"protocol": "by-hand", "whole": "w", "labels": [{"size": 1}]}}, "unknown fields"),
         ({"architecture": {"in_channels": 3, "out_channels": 2, "widths": [4, 16]}}, "differ"),
         ({"architecture": {"in_channels": 3, "out_channels": 2, "widths": [4, 1 << 30]}}, "differ"),
     ],

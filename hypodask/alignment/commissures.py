@@ -158,5 +158,5 @@ def looker(model: UNet) -> Looker:
 
 @lru_cache(maxsize=1)
 def _shipped() -> Looker:
-    model, _ = load_weights(resolve_model("commissures"))
+    (model,), _ = load_weights(resolve_model("commissures"))
     return looker(model)

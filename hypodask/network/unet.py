@@ -8,6 +8,7 @@ tenth of it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import jax
@@ -98,7 +99,7 @@ class UNet(nnx.Module):
         self.classify = nnx.Conv(widths[0], config.out_channels, (1, 1), rngs=rngs)
 
     def __call__(self, slices: Float[Array, "n h w channel"], *, train: bool = False) -> Float[Array, "n h w class_"]:
-        """Logits of each class at each pixel.
+        """Logits of each class at each pixel, computed in the type of the weights.
 
         Parameters
         ----------
@@ -112,7 +113,7 @@ class UNet(nnx.Module):
             If the channels are not ``in_channels`` or the size is no multiple of ``size_multiple``.
         """
         _check_input(slices, self.config)
-        features, skips = slices.astype(jnp.float32), []
+        features, skips = slices.astype(_array(self.classify.kernel).dtype), []
         for depth, level in enumerate(self.down):
             features = level(_halve(features) if depth else features, train=train)
             skips.append(features)
@@ -171,7 +172,7 @@ def predictor(
     """Compile a function from slices to class probabilities, or to another answer.
 
     Batch normalisation is folded into the convolutions and the model is taken apart once, here, so that a
-    call costs no more than the arithmetic.
+    call costs no more than the arithmetic. Predictors of models of one architecture share what is compiled.
 
     Parameters
     ----------
@@ -195,20 +196,29 @@ def predictor(
     >>> predictor(model)(jnp.ones((6, 8, 8, 1))).shape
     (6, 8, 8, 3)
     """
-    graphdef, state = nnx.split(fold_batch_norm(model))
-
-    @jax.jit
-    def answers(state: Any, slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
-        def of_slice(one: Float[Array, "h w channel"]) -> Float[Array, "..."]:
-            return answer(nnx.merge(graphdef, state)(one[None])[0])
-
-        return jnp.asarray(jax.lax.map(of_slice, slices, batch_size=min(slices_at_once, len(slices))))
+    graph, state = nnx.split(fold_batch_norm(model))
 
     def predict(slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
         _check_input(slices, model.config)
-        return jnp.asarray(answers(state, slices))
+        return jnp.asarray(_answers(graph, answer, min(slices_at_once, len(slices)), state, slices))
 
     return predict
+
+
+@partial(jax.jit, static_argnames=("graph", "answer", "slices_at_once"))
+def _answers(
+    graph: Any,
+    answer: Callable[[Float[Array, "h w class_"]], Float[Array, "..."]],
+    slices_at_once: int,
+    state: Any,
+    slices: Float[Array, "n h w channel"],
+) -> Float[Array, "n ..."]:
+    """The weights are an argument, not constants: one program serves every model of an architecture."""
+
+    def of_slice(one: Float[Array, "h w channel"]) -> Float[Array, "..."]:
+        return answer(nnx.merge(graph, state)(one[None])[0])
+
+    return jnp.asarray(jax.lax.map(of_slice, slices, batch_size=slices_at_once))
 
 
 def fold_batch_norm(model: UNet) -> UNet:

@@ -2,13 +2,16 @@
 
 A weights file is data and nothing else: no pickle, no code. What the network is, what it takes, what it
 was trained on and how good it was on what, travel inside the file, so that they cannot be lost from it.
+
+A file may hold several members of one architecture, such as the networks of the folds of a cross-validation, that
+answer together. Then the names of its tensors begin with the member's number.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
@@ -22,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
 from hypodask.network.unet import UNet, UNetConfig, parameter_count
 
 Task = Literal["hypothalamus", "icv", "commissures"]
@@ -29,6 +33,13 @@ Task = Literal["hypothalamus", "icv", "commissures"]
 SUFFIX = ".safetensors"
 KERAS_SUFFIXES = (".h5", ".hdf5")
 _CARD_KEY = "hypodask_model_card"
+
+USUAL_LABELS: dict[tuple[Task, int], LabelTable] = {
+    ("hypothalamus", 1 + len(HYPOTHALAMUS)): HYPOTHALAMUS,
+    ("hypothalamus", 1 + len(HYPOTHALAMUS_SIDES)): HYPOTHALAMUS_SIDES,
+    ("icv", 1 + len(ICV)): ICV,
+}
+"""What the channels are where a card does not say so, by task and number of channels."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,8 @@ class ModelCard:
     Raises
     ------
     ModelError
-        If the task is unknown, the channels do not match the slices, metrics do not say what they were
-        measured on, or the standard deviation of the volume is not positive.
+        If the task is unknown, the channels do not match the slices or the labels, the labels are not told and not
+        known, metrics do not say what they were measured on, or the standard deviation of the volume is not positive.
     """
 
     name: str
@@ -90,8 +101,17 @@ class ModelCard:
     """Figures by name; ``measured_on`` among them says which heads, and that they were held out."""
     relative_volume_sd: float | None = None
     """Standard deviation of predicted over true volume on held-out heads; None where nobody measured it."""
+    volume_heads: int | None = None
+    """How many heads that standard deviation was measured on."""
+    part_volume_sd: Mapping[str, float] = field(default_factory=dict)
+    """The same for sides and subunits, by structure."""
     changelog: tuple[str, ...] = ()
     """One line for each version, newest first."""
+    members: int = 1
+    """Networks in the file that answer together."""
+    labels: LabelTable | None = None
+    """What the channels after background are, in their order; None for a network that outlines nothing. Where it is
+    left out, the usual labels of the task, in the card's protocol."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "changelog", tuple(self.changelog))
@@ -106,10 +126,30 @@ class ModelCard:
             raise ModelError("metrics need a 'measured_on' that says which heads they come from")
         if self.relative_volume_sd is not None and not 0 < self.relative_volume_sd < np.inf:
             raise ModelError(f"relative_volume_sd must be positive or None, got {self.relative_volume_sd}")
+        if self.volume_heads is not None and self.volume_heads < 2:
+            raise ModelError(f"a standard deviation needs at least 2 volume_heads, got {self.volume_heads}")
+        if not all(0 < sd < np.inf for sd in self.part_volume_sd.values()):
+            raise ModelError(f"every part_volume_sd must be positive, got {dict(self.part_volume_sd)}")
+        if self.members < 1:
+            raise ModelError(f"a weights file holds at least one member, got {self.members}")
+        if self.task != "commissures":
+            object.__setattr__(self, "labels", self.labels or self._usual_labels())
+        if self.labels is not None:
+            _check_labels(self.labels, self.architecture.out_channels, self.protocol)
+
+    def _usual_labels(self) -> LabelTable:
+        usual = USUAL_LABELS.get((self.task, self.architecture.out_channels))
+        if usual is None:
+            raise ModelError(
+                f"the card does not say what the {self.architecture.out_channels} channels of its {self.task} network "
+                "are, background first; give it labels"
+            )
+        return replace(usual, protocol=self.protocol)
 
     def to_json(self) -> str:
         """Write the card as JSON, keys in the order of the fields."""
-        return json.dumps(asdict(self) | {"metrics": dict(self.metrics)}, indent=2, ensure_ascii=False)
+        plain = {"metrics": dict(self.metrics), "part_volume_sd": dict(self.part_volume_sd)}
+        return json.dumps(asdict(self) | plain, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
@@ -124,6 +164,7 @@ class ModelCard:
             card = json.loads(text)
             card["architecture"] = _build(UNetConfig, card["architecture"])
             card["geometry"] = _build(InputGeometry, card["geometry"])
+            card["labels"] = _label_table(card.get("labels"))
             return cast(ModelCard, _build(cls, card))
         except ModelError:
             raise
@@ -139,44 +180,47 @@ class ModelCard:
         Parameters
         ----------
         parameters : int
-            Trained numbers in the network.
+            Trained numbers in the network, or in one of its members.
         digest : str
             SHA-256 of the weights file.
         """
         geometry, network = self.geometry, self.architecture
+        ensemble = f"{self.members} members that answer together, each a " if self.members > 1 else ""
         rows = {
             "Task": self.task,
             "Protocol": self.protocol,
             "Version": self.version,
             "Licence": self.licence,
-            "Network": f"2D U-Net, widths {list(network.widths)}, {parameters} parameters",
+            "Network": f"{ensemble}2D U-Net, widths {list(network.widths)}, {parameters} parameters",
             "Input": f"{' x '.join(map(str, geometry.shape))} voxels of "
             f"{' x '.join(f'{s:g}' for s in geometry.spacing_mm)} mm, {geometry.slices} slices at a time "
             f"across axis {geometry.slice_axis}, intensities `{geometry.intensity}`",
+            "Labels": ", ".join(self.labels.structures) if self.labels else "none",
             "SHA-256": f"`{digest}`",
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         figures = "\n".join(f"- {key}: {value}" for key, value in self.metrics.items()) or "None measured."
         spread = "not measured" if self.relative_volume_sd is None else f"{100 * self.relative_volume_sd:.1f} %"
+        heads = f" ({self.volume_heads} heads)" if self.volume_heads else ""
         changes = "\n".join(f"- {line}" for line in self.changelog) or "- first version"
         return (
             f"# {self.name}\n\nResearch software; not a medical device.\n\n| | |\n|---|---|\n{table}\n\n"
             f"## Trained on\n\n{self.training_data}\n\n## Figures\n\n{figures}\n\n"
-            f"Standard deviation of predicted over true volume: {spread}.\n\n## Changes\n\n{changes}\n"
+            f"Standard deviation of predicted over true volume: {spread}{heads}.\n\n## Changes\n\n{changes}\n"
         )
 
 
-def save_weights(path: str | PathLike[str], model: UNet, card: ModelCard) -> Path:
-    """Write a model and its card: ``path``, and beside it ``.json`` and ``.md``.
+def save_weights(path: str | PathLike[str], models: UNet | Sequence[UNet], card: ModelCard) -> Path:
+    """Write a model, or the members of an ensemble, and their card: ``path``, and beside it ``.json`` and ``.md``.
 
     The weights file appears whole or not at all. The JSON beside it also holds the SHA-256 of the weights.
 
     Parameters
     ----------
     path : path ending in ``.safetensors``
-    model : UNet
+    models : UNet or several
     card : ModelCard
-        Its ``architecture`` must be the model's own.
+        Its ``architecture`` must be that of every model, its ``members`` their number.
 
     Returns
     -------
@@ -191,24 +235,33 @@ def save_weights(path: str | PathLike[str], model: UNet, card: ModelCard) -> Pat
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ModelError(f"weights are written to a file ending in {SUFFIX}, got {path.name!r}")
-    if card.architecture != model.config:
-        raise ModelError(f"the card describes {card.architecture}, the model is {model.config}")
-    tensors = {name: np.asarray(variable[...], np.float32) for name, variable in _variables(model).items()}
+    members = (models,) if isinstance(models, UNet) else tuple(models)
+    _check_members(members, card)
+    tensors = {name: np.asarray(variable[...], np.float32) for name, variable in _variables(members).items()}
     _check_finite(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={_CARD_KEY: card.to_json()})
     digest = sha256(partial)
     partial.replace(path)
-    beside = json.loads(card.to_json()) | {"sha256": digest, "parameters": parameter_count(model)}
+    parameters = parameter_count(members[0])
+    beside = json.loads(card.to_json()) | {"sha256": digest, "parameters": parameters}
     path.with_suffix(".json").write_text(json.dumps(beside, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = card.to_markdown(parameters=parameter_count(model), digest=digest)
+    text = card.to_markdown(parameters=parameters, digest=digest)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     return path
 
 
-def load_weights(path: str | PathLike[str]) -> tuple[UNet, ModelCard]:
-    """Read a model and its card back.
+def _check_members(members: Sequence[UNet], card: ModelCard) -> None:
+    if len(members) != card.members:
+        raise ModelError(f"the card describes {card.members} members, {len(members)} were given")
+    for model in members:
+        if card.architecture != model.config:
+            raise ModelError(f"the card describes {card.architecture}, the model is {model.config}")
+
+
+def load_weights(path: str | PathLike[str]) -> tuple[tuple[UNet, ...], ModelCard]:
+    """Read the members of a weights file, one or several, and their card back.
 
     Parameters
     ----------
@@ -227,7 +280,7 @@ def load_weights(path: str | PathLike[str]) -> tuple[UNet, ModelCard]:
     try:
         with safe_open(path, framework="numpy") as file:
             card = ModelCard.from_json(_card_text(file.metadata()))
-            return _fill(card.architecture, file), card
+            return _filled(card, file), card
     except (SafetensorError, OSError) as err:
         raise ModelError(
             f"{path} cannot be read as safetensors ({err}); it may be damaged or cut short: fetch it again"
@@ -291,29 +344,41 @@ def sha256(path: str | PathLike[str]) -> str:
         raise ModelError(f"cannot read {path} to fingerprint it ({err.strerror}); check the path") from err
 
 
-def _variables(model: UNet) -> dict[str, nnx.Variable[Any]]:
-    """Weights and running statistics by dotted name, such as ``down.0.first.conv.kernel``."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
-    return {".".join(map(str, place)): cast(nnx.Variable[Any], variable) for place, variable in flat}
+def _variables(members: Sequence[UNet]) -> dict[str, nnx.Variable[Any]]:
+    """Weights and running statistics by dotted name, such as ``down.0.first.conv.kernel``, or ``4.down.0...``."""
+    flat = {
+        (member, *place): variable
+        for member, model in enumerate(members)
+        for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    }
+    start = 0 if len(members) > 1 else 1
+    return {".".join(map(str, place[start:])): cast(nnx.Variable[Any], variable) for place, variable in flat.items()}
 
 
-def _fill(config: UNetConfig, file: Any) -> UNet:
-    """Build a network from the tensors of an open file, whose shapes are checked before any is read."""
-    # Shapes alone: drawing random weights only to overwrite them would cost every worker seconds.
-    model = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
-    wanted = {name: tuple(variable.shape) for name, variable in _variables(model).items()}
+def _filled(card: ModelCard, file: Any) -> tuple[UNet, ...]:
+    """Build the members from the tensors of an open file, whose shapes are checked before any is read."""
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if card.members > max(1, len(found)):
+        raise ModelError(f"the card describes {card.members} members, the file has {len(found)} tensors")
+    # Shapes alone: drawing random weights only to overwrite them would cost every worker seconds.
+    empty = lambda: UNet(card.architecture, rngs=nnx.Rngs(0))  # noqa: E731
+    members = tuple(nnx.eval_shape(empty) for _ in range(card.members))
+    variables = _variables(members)
+    _check_shapes(found, {name: tuple(variable.shape) for name, variable in variables.items()}, card)
+    tensors = {name: np.asarray(file.get_tensor(name)) for name in variables}
+    _check_finite(tensors)
+    for name, variable in variables.items():
+        variable.set_value(jnp.asarray(tensors[name], jnp.float32))
+    return members
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], card: ModelCard) -> None:
     if wanted != found:
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise ModelError(
-            f"the tensors are not those of {config}: {len(wrong)} differ, the first is {wrong[0]} of shape "
-            f"{found.get(wrong[0])} instead of {wanted.get(wrong[0])}; fetch the file again"
+            f"the tensors are not those of {card.members} x {card.architecture}: {len(wrong)} differ, the first is "
+            f"{wrong[0]} of shape {found.get(wrong[0])} instead of {wanted.get(wrong[0])}; fetch the file again"
         )
-    tensors = {name: np.asarray(file.get_tensor(name)) for name in wanted}
-    _check_finite(tensors)
-    for name, variable in _variables(model).items():
-        variable.set_value(jnp.asarray(tensors[name], jnp.float32))
-    return model
 
 
 def _check_finite(tensors: Mapping[str, ndarray]) -> None:
@@ -335,3 +400,29 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     if unknown:
         raise ModelError(f"the model card has unknown fields {sorted(unknown)}; a newer hypodask may know them: update")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _label_table(table: Mapping[str, Any] | None) -> LabelTable | None:
+    """Labels from decoded JSON."""
+    if table is None:
+        return None
+    rows = tuple(_build(Label, row) for row in table["labels"])
+    return cast(LabelTable, _build(LabelTable, {**table, "labels": rows}))
+
+
+def _check_labels(table: LabelTable, channels: int, protocol: str) -> None:
+    numbers = [label.index for label in table]
+    if 1 + len(table) != channels or not len(table):
+        raise ModelError(
+            f"the network has {channels} channels, background first, and its card {len(table)} labels; there must be "
+            "one channel more than labels, and at least one label"
+        )
+    if table.protocol != protocol:
+        raise ModelError(f"the labels are of protocol {table.protocol!r} and the card of {protocol!r}; say one")
+    if len(set(numbers)) + len(set(table.structures)) != 2 * len(table) or not 0 < min(numbers) <= max(numbers) < 256:
+        raise ModelError(
+            f"labels need names of their own and numbers of their own from 1 to 255, got {list(table.structures)} and "
+            f"{numbers}"
+        )
+    if odd := {label.hemisphere for label in table} - set(get_args(Hemisphere)):
+        raise ModelError(f"a label's hemisphere is one of {get_args(Hemisphere)}, got {sorted(odd)}")

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from numpy import ndarray
 
 from hypodask.errors import ModelError
+from hypodask.intensity import windowed
 from hypodask.labels import HYPOTHALAMUS_SUBUNITS, LabelTable
 
 LEVELS = 3
@@ -224,10 +225,7 @@ def rescale_intensities(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k
     np.float32(1.0)
     """
     image = np.asarray(image, dtype=np.float32)
-    low, high = intensity_window(image)
-    if low == high:
-        return np.zeros_like(image)
-    return np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    return windowed(image, *intensity_window(image))
 
 
 def intensity_window(image: Float[ndarray, "i j k"]) -> tuple[float, float]:

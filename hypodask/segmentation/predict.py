@@ -1,7 +1,7 @@
 """From a scan and its pose to the posteriors of a network."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from hypodask.alignment.pose import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
-from hypodask.intensity import SCALINGS
-from hypodask.labels import HYPOTHALAMUS_SIDES, ICV, LabelTable
+from hypodask.intensity import SCALINGS, windowed
+from hypodask.labels import Hemisphere, Label, LabelTable
 from hypodask.network.unet import UNet, predictor
 from hypodask.network.weights import (
     KERAS_SUFFIXES,
@@ -31,10 +31,8 @@ from hypodask.network.weights import (
 from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg, intensity_window
+from hypodask.segmentation.protocols import SEED_MODEL, SeedNetwork
 from hypodask.segmentation.segmentation import Segmentation
-
-TABLES: dict[Task, LabelTable] = {"hypothalamus": HYPOTHALAMUS_SIDES, "icv": ICV}
-"""Labels of each task's channels after background."""
 
 IMPORT_BLOCK = 96
 """Voxels along each side that the published network is shown: the hypothalamus and, in any pose, its whole
@@ -76,15 +74,26 @@ class Network(Protocol):
     def relative_volume_sd(self) -> float | None:
         """Standard deviation of predicted over true volume on held-out heads; None where nobody measured it."""
 
+    @property
+    def volume_heads(self) -> int | None:
+        """How many heads that was measured on; None where nobody said."""
+
+    @property
+    def part_volume_sd(self) -> Mapping[str, float]:
+        """The same standard deviation for sides and subunits, by structure, where measured."""
+
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShippedNetwork:
-    """A U-Net of ours with its model card."""
+    """A U-Net of ours with its model card, or several that answer together.
 
-    model: UNet
+    Probabilities of the members are averaged, so that a mean posterior is still a probability.
+    """
+
+    members: tuple[UNet, ...]
     card: ModelCard
     digest: str
     calibrated: bool = True
@@ -105,22 +114,58 @@ class ShippedNetwork:
     def relative_volume_sd(self) -> float | None:
         return self.card.relative_volume_sd
 
+    @property
+    def volume_heads(self) -> int | None:
+        return self.card.volume_heads
+
+    @property
+    def part_volume_sd(self) -> Mapping[str, float]:
+        return self.card.part_volume_sd
+
+    @property
+    def labels(self) -> LabelTable:
+        """What the channels after background are.
+
+        Raises
+        ------
+        ModelError
+            If the network outlines nothing.
+        """
+        if self.card.labels is None:
+            raise ModelError(f"{self.name} is a {self.task} network and outlines nothing; give one that does")
+        return self.card.labels
+
     @cached_property
-    def _predict(self) -> Callable[[Array], Array]:
-        return predictor(self.model)
+    def _predictors(self) -> tuple[Callable[[Array], Array], ...]:
+        # They share one compiled program, called once for each member.
+        return tuple(predictor(member) for member in self.members)
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Resample once onto the network's grid, scale, and ask the network."""
         grid = input_grid(self.card.geometry)
         fine = max(grid.spacing_mm) < FINE_MM
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
-        return Segmentation(self.posteriors(SCALINGS[self.card.geometry.intensity](image)), grid, TABLES[self.task])
+        return self.outlined(SCALINGS[self.card.geometry.intensity](image))
+
+    def outlined(self, image: Float[ndarray, "x y z"]) -> Segmentation:
+        """Outlines in a scaled image on the network's grid."""
+        total, wholes = np.zeros((1 + len(self.labels), *image.shape), np.float32), []
+        for posteriors in self.member_posteriors(image):
+            total += posteriors
+            wholes.append((1 - posteriors[0]).astype(np.float16))
+        member_wholes = np.stack(wholes) if len(wholes) > 1 else None
+        return Segmentation(total / len(wholes), input_grid(self.card.geometry), self.labels, member_wholes)
 
     def posteriors(self, image: Float[ndarray, "x y z"]) -> Float[ndarray, "channel x y z"]:
-        """Posteriors of a scaled image on the network's grid, averaged over it and its mirror image."""
+        """Posteriors of a scaled image on the network's grid, averaged over it, its mirror image and all members."""
+        return self.outlined(image).posteriors
+
+    def member_posteriors(self, image: Float[ndarray, "x y z"]) -> Iterator[Float[ndarray, "channel x y z"]]:
+        """Posteriors of one member after the other, averaged over the image and its mirror image."""
         slices = neighbours(jnp.asarray(image), self.card.geometry)
-        both = self._predict(slices) + mirrored(self._predict(slices[:, ::-1]), TABLES[self.task])
-        return np.asarray(jnp.moveaxis(both / 2, (3, 1, 0, 2), (0, 1, 2, 3)))
+        for predict in self._predictors:
+            both = predict(slices) + mirrored(predict(slices[:, ::-1]), self.labels)
+            yield np.asarray(jnp.moveaxis(both / 2, (3, 1, 0, 2), (0, 1, 2, 3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +177,8 @@ class ImportedNetwork:
     calibrated: bool = False
     task: Task = "hypothalamus"
     relative_volume_sd: float | None = None
+    volume_heads: int | None = None
+    part_volume_sd: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -145,25 +192,23 @@ class ImportedNetwork:
         """Posteriors in a block around the hypothalamus, in scanner space."""
         centre = transform_points(np.linalg.inv(alignment.acpc_from_scanner), np.array(HYPOTHALAMUS_CENTRE_MM))
         grid = import_grid(scan.grid, centre)
-        image = _windowed(resample(scan.data, scan.grid, grid), *intensity_window(scan.data))
+        image = windowed(resample(scan.data, scan.grid, grid), *intensity_window(scan.data))
         return Segmentation(self.model.posteriors(image), grid, self.model.labels)
 
 
-def _windowed(image: Float[ndarray, "i j k"], low: float, high: float) -> Float[ndarray, "i j k"]:
-    """Intensities from ``low`` to ``high`` as 0 to 1; zeros where all tissue has one intensity."""
-    return np.clip((image - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
-
-
-def load_network(name_or_path: str | PathLike[str]) -> ShippedNetwork | ImportedNetwork:
+def load_network(name_or_path: str | PathLike[str]) -> Network:
     """Load a network by the name of a shipped one, or by the path of its weights.
 
-    Loaded once per process: workers treat many scans with one copy.
+    Loaded once per process: workers treat many scans with one copy. ``"hypothalamus-seed"`` is the shipped hypothalamus
+    network, its outlines extended to the protocol ``seed``.
 
     Raises
     ------
     ModelError
         If there is no such network or its file is damaged.
     """
+    if name_or_path == SEED_MODEL:
+        return SeedNetwork(load_network("hypothalamus"))
     path = resolve_model(name_or_path)
     return _loaded(path, sha256(path))
 
@@ -172,9 +217,11 @@ def load_network(name_or_path: str | PathLike[str]) -> ShippedNetwork | Imported
 def _loaded(path: Path, digest: str) -> ShippedNetwork | ImportedNetwork:
     if path.suffix.lower() in KERAS_SUFFIXES:
         return ImportedNetwork(import_hypothalamus_seg(path), digest)
-    model, card = load_weights(path)
+    members, card = load_weights(path)
+    network = ShippedNetwork(members, card, digest)
+    mirrored_channels(network.labels)
     _check_geometry(path, card.geometry)
-    return ShippedNetwork(model, card, digest)
+    return network
 
 
 def _check_geometry(path: Path, geometry: InputGeometry) -> None:
@@ -208,14 +255,30 @@ def mirrored(posteriors: Float[Array, "y x z class_"], table: LabelTable) -> Flo
 
 
 def mirrored_channels(table: LabelTable) -> list[int]:
-    """For each channel, background first, the channel of the same structure on the other side."""
-    names = list(table.structures)
-    swap = {"left": "right", "right": "left"}
-    other = [
-        n.replace(f"_{label.hemisphere}", f"_{swap[label.hemisphere]}") if label.hemisphere in swap else n
-        for n, label in zip(names, table, strict=True)
-    ]
-    return [0, *(1 + names.index(n) for n in other)]
+    """For each channel, background first, the channel of the same structure on the other side.
+
+    Raises
+    ------
+    ModelError
+        If a label of one side has no counterpart on the other.
+    """
+    numbers = {(label.structure, label.hemisphere): number for number, label in enumerate(table, start=1)}
+    pairs = {(label.structure, label.hemisphere): _counterpart(label) for label in table}
+    if alone := [structure for (structure, _), other in pairs.items() if other not in numbers]:
+        raise ModelError(
+            f"a head cannot be mirrored where labels have no counterpart: {alone} of protocol {table.protocol!r}; name "
+            "the two sides of a structure alike but for left and right, or give labels of both sides at once"
+        )
+    return [0, *(numbers[other] for other in pairs.values())]
+
+
+def _counterpart(label: Label) -> tuple[str, Hemisphere]:
+    """Name and hemisphere of the same structure on the other side."""
+    if label.hemisphere == "left":
+        return label.structure.replace("left", "right"), "right"
+    if label.hemisphere == "right":
+        return label.structure.replace("right", "left"), "left"
+    return label.structure, "both"
 
 
 def import_grid(grid: Grid, centre_mm: Float[ndarray, "3"]) -> Grid:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, UInt8
 from numpy import ndarray
 
 from hypodask.grid import Grid
@@ -19,6 +19,8 @@ class Segmentation:
     grid: Grid
     """Where the voxels are, in AC-PC or scanner space."""
     labels: LabelTable
+    member_wholes: Float16[ndarray, "member i j k"] | None = None
+    """Probability of anything but background by each member of an ensemble; None where one network answered alone."""
 
     @property
     def label_map(self) -> UInt8[ndarray, "i j k"]:
