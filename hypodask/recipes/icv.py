@@ -107,7 +107,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...])
         task, ICV_NETWORK, Schedule(steps=steps, heads=3, slices=5), checkpoint=run / "checkpoint.safetensors"
     )
     card = _icv_card(len(maps) - len(leave_out), steps, {})
-    figures = _icv_agreement(ShippedNetwork(model, card, ""), [maps[name] for name in leave_out])
+    figures = _icv_agreement(ShippedNetwork((model,), card, ""), [maps[name] for name in leave_out])
     write_figures(run / "held-out.json", figures)
     save_weights(run / "icv.safetensors", model, _icv_card(len(maps) - len(leave_out), steps, figures))
 
