@@ -99,6 +99,10 @@ HYPOTHALAMUS_SIDES = LabelTable(
 )
 """The same outlines, left and right only."""
 
+HYPOTHALAMUS_SEED = LabelTable(protocol="seed", whole="hypothalamus", labels=HYPOTHALAMUS_SIDES.labels)
+"""Left and right, extended by what the authors of the seed paper (Kassubek et al., 2025) outline as well: fornix, wall
+of the ventricle, dorsal strip and floor."""
+
 HYPOTHALAMUS_SUBUNITS = LabelTable(protocol="billot2020", whole="hypothalamus", labels=tuple(_subunit_labels()))
 """The ten subunits of the published network (Billot et al., NeuroImage 2020), in its own numbering."""
 

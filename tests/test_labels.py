@@ -4,9 +4,17 @@ import re
 
 import pytest
 
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, LabelTable
+from hypodask.labels import (
+    HYPOTHALAMUS,
+    HYPOTHALAMUS_SEED,
+    HYPOTHALAMUS_SIDES,
+    HYPOTHALAMUS_SUBUNITS,
+    ICV,
+    STRUCTURES,
+    LabelTable,
+)
 
-TABLES = [HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV]
+TABLES = [HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SEED, HYPOTHALAMUS_SUBUNITS, ICV]
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.protocol)
 
 
