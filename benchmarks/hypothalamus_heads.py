@@ -101,6 +101,7 @@ class Study:
             scan=hypodask.read_scan(path),
             image=kept["image"],
             consensus=Segmentation(posteriors, hypothalamus_stored_grid(), HYPOTHALAMUS),
+            run_volumes_mm3=kept["volumes"],
             network=load_network(self.folds.get(name, self.weights)),
             teacher=load_network(self.teacher_weights),
             held_out=name in self.folds or path.parent.name not in {pattern.split("/")[0] for pattern in LEARNT},
@@ -119,6 +120,8 @@ class RealHead:
     image: ndarray
     """The scan on the grid of the consensus."""
     consensus: Segmentation
+    run_volumes_mm3: ndarray
+    """Of the runs that the consensus is made from, those included that it leaves out."""
     network: Network
     teacher: Network
     held_out: bool

@@ -27,8 +27,14 @@ ONE_RUN = "one run of the consensus"
 
 def run_overlap(real: RealHead, effort: Effort) -> Iterator[dict[str, object]]:
     """Ours, the published network as published, and further single runs, on the grid of the consensus."""
+    kept = {"consensus_runs_kept": runs_kept(real.run_volumes_mm3)}
     for method, segmentation in _contenders(real, effort):
-        yield {"method": method, **compared(segmentation, real.consensus, real.pose)}
+        yield {"method": method, **kept, **compared(segmentation, real.consensus, real.pose)}
+
+
+def runs_kept(volumes_mm3: ndarray) -> int:
+    """Runs of the published network that agree well enough to be a consensus; of few, it is none."""
+    return int((np.abs(volumes_mm3 / np.median(volumes_mm3) - 1) <= ConsensusOptions().trim).sum())
 
 
 def _contenders(real: RealHead, effort: Effort) -> Iterator[tuple[str, Segmentation]]:
@@ -73,6 +79,7 @@ def summarize_overlap(table: pd.DataFrame) -> pd.DataFrame:
 
 def _line(group: pd.DataFrame) -> dict[str, object]:
     line: dict[str, object] = {"n": group["head"].nunique(), "rows": len(group)}
+    line["fewest runs in a consensus"] = group["consensus_runs_kept"].min()
     line["dice mean / SD / lowest"] = (
         f"{group['dice'].mean():.3f} / {group['dice'].std():.3f} / {group['dice'].min():.3f}"
     )
