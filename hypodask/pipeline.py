@@ -27,13 +27,16 @@ from hypodask.labels import ICV
 from hypodask.landmarks import Landmarks, read_landmarks
 from hypodask.location import Location
 from hypodask.network.weights import Task
+from hypodask.quality import Measures, examine, judge
+from hypodask.reference import load_reference
 from hypodask.row import Row, Stage
 from hypodask.scan import Scan, read_scan
 from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.restore import label_map_on, slab_label_map
 from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
 from hypodask.transforms import save_transform
-from hypodask.volumes import Volumes, faces_reached, interval, measure, unusual
+from hypodask.uncertainty import Conditions, interval, relative_error
+from hypodask.volumes import Volumes, faces_reached, measure, unusual
 
 Networks = tuple[Network, ...]
 Model = str | PathLike[str] | Network
@@ -156,18 +159,22 @@ def _done(
     with _at("measure"):
         volumes = [measure(segmentation) for segmentation in segmentations]
     icv_map = keeper.keep_results(scan, alignment, [one.tidied for one in volumes])
-    found = _volumes(networks, volumes)
+    measures = examine(scan, alignment, volumes[0], volumes[1], icv_map)
+    keeper.keep_measures(measures)
+    quality = judge(measures)
+    found = _volumes(networks, volumes, measures)
     warnings = [
         *scan.warnings,
         *alignment.warnings,
         *unusual(found["volume_mm3"]),
         *_cut_off(volumes, alignment),
         *_coverage(scan, icv_map, volumes),
+        *quality.reasons,
     ]
     return found | {
         "status": "done",
         "flagged": alignment.flagged,
-        "quality": volumes[0].certainty,
+        "quality": quality.score,
         "alignment_score": alignment.score,
         "alignment_error_mm": alignment.error_mm,
         "alignment_source": alignment.source,
@@ -183,23 +190,44 @@ def _landmarks(placed: Landmarks | str | PathLike[str] | None, scan: Scan) -> La
     return read_landmarks(placed, scanner_from_vox=scan.grid.space_from_vox)
 
 
-def _volumes(networks: Networks, volumes: list[Volumes]) -> dict[str, dict[str, float]]:
-    """The volumes of all networks, by kind and structure."""
-    soft = {name: v for one in volumes for name, v in one.soft_mm3.items()}
-    label = {name: v for one in volumes for name, v in one.label_mm3.items()}
+def _volumes(networks: Networks, volumes: list[Volumes], measures: Measures) -> dict[str, dict[str, float]]:
+    """The volumes of all networks and their intervals, by kind and structure."""
     chosen, low, high = {}, {}, {}
-    for network, one in zip(networks, volumes, strict=True):
+    for network, one, conditions in zip(networks, volumes, _conditions(volumes[0], measures), strict=True):
         for name, volume in (one.soft_mm3 if network.calibrated else one.label_mm3).items():
             chosen[name] = volume
-            if ends := interval(volume, network.relative_volume_sd):
+            if ends := _interval(network, name, volume, conditions):
                 low[name], high[name] = ends
     return {
         "volume_mm3": chosen,
-        "soft_volume_mm3": soft,
-        "label_volume_mm3": label,
+        "soft_volume_mm3": {name: v for one in volumes for name, v in one.soft_mm3.items()},
+        "label_volume_mm3": {name: v for one in volumes for name, v in one.label_mm3.items()},
         "volume_low_mm3": low,
         "volume_high_mm3": high,
     }
+
+
+def _conditions(hypothalamus: Volumes, measures: Measures) -> tuple[Conditions, Conditions]:
+    """What of this scan bears on the error of the hypothalamus, and of the cavity."""
+    wholes = hypothalamus.tidied.member_wholes
+    of_hypothalamus = Conditions(
+        uncertainty=measures["border_entropy"],
+        spread=measures["member_spread"],
+        members=1 if wholes is None else len(wholes),
+        pose_mm=measures["alignment_error_mm"],
+        noise=measures["noise"],
+        unseen=measures["unseen"],
+    )
+    return of_hypothalamus, Conditions(unseen=measures["cavity_unseen"])
+
+
+def _interval(network: Network, name: str, volume_mm3: float, conditions: Conditions) -> tuple[float, float] | None:
+    """95 % interval of a volume; none where nobody measured how far the network is off."""
+    whole = network.relative_volume_sd if name in SHIPPED else None
+    known_sd = network.part_volume_sd.get(name, whole)
+    if known_sd is None:
+        return None
+    return interval(volume_mm3, relative_error(known_sd, network.volume_heads, conditions, load_reference().errors))
 
 
 def _cut_off(volumes: list[Volumes], alignment: Alignment) -> Iterator[str]:
@@ -276,6 +304,11 @@ class Keeper:
             write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
             write_label_map(self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table)
         return icv_map
+
+    def keep_measures(self, measures: Measures) -> None:
+        """Write what quality was judged by."""
+        if self.url:
+            write_record(self.url, "quality", dict(measures))
 
     def finish(self, row: Row) -> None:
         """Say that the store is complete; the last thing written."""

@@ -43,12 +43,14 @@ class Row:
     label_volume_mm3: dict[str, float] = field(default_factory=dict)
     """Number of voxels that carry the label times the volume of a voxel."""
     volume_low_mm3: dict[str, float] = field(default_factory=dict)
-    """Lower end of the 95 % interval; absent where the model card has no measured error."""
+    """Lower end of the 95 % interval (:mod:`hypodask.uncertainty`); absent where the model card has no measured
+    error of the structure."""
     volume_high_mm3: dict[str, float] = field(default_factory=dict)
     """Upper end of the 95 % interval."""
 
     quality: float = float("nan")
-    """Mean posterior inside the hypothalamic outline, 0.5 (a guess) to 1 (certain)."""
+    """How far the result can be trusted, 0 (worthless) to 1 (nothing unusual), see :mod:`hypodask.quality`; it knows
+    no group and does not judge the size of the hypothalamus."""
     alignment_score: float = float("nan")
     """Correlation of the aligned brain with the template, -1 to 1."""
     alignment_error_mm: float = float("nan")

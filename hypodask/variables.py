@@ -42,7 +42,7 @@ RESULTS = (
     _text("reason", "What was found, what was needed, what to do."),
     _text("warnings", "What to know before trusting the volumes."),
     Variable("flagged", ("scan",), "bool", "", "Whether the pose could not be trusted."),
-    _number("quality", "1", "Mean posterior inside the hypothalamic outline, 0.5 to 1."),
+    _number("quality", "1", "Trust in the result, 0 (worthless) to 1 (nothing unusual)."),
     _number("alignment_score", "1", "Local correlation of the aligned brain with the template, -1 to 1."),
     _number("alignment_error_mm", "mm", "Error to expect of a commissure; missing where they were placed by hand."),
     _text("alignment_source", "Where the commissures come from: automatic, or landmarks by hand."),
@@ -63,5 +63,9 @@ DERIVED = (
     Variable("excluded", ("scan",), "bool", "", "Outlier in hypothalamic volume or ICV, or not done."),
 )
 """What the analysis adds."""
+
+LOW_QUALITY = 0.5
+"""Scans below this are listed in the report: a measure of theirs is as far beyond the range of sound scans as that
+range is half wide, or several are nearly so."""
 
 VARIABLES = {variable.name: variable for variable in (*RESULTS, *DERIVED)}

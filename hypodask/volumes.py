@@ -47,8 +47,8 @@ class Volumes:
     """Sum of posteriors, partial volumes counting in part."""
     label_mm3: dict[str, float]
     """Voxels that carry the label."""
-    certainty: float
-    """Mean posterior of the whole structure inside its outline, 0.5 to 1."""
+    islands_mm3: float
+    """Voxels that carried a label but lay apart from the structure and were dropped."""
     tidied: Segmentation
     """The posteriors that were summed; label maps are made from them too."""
 
@@ -88,8 +88,8 @@ def measure(segmentation: Segmentation) -> Volumes:
     counts = np.bincount(label_map.ravel(), minlength=256) * voxel_mm3
     soft = {label.structure: float(volume) for label, volume in zip(table, sums[1:], strict=True)}
     counted = {label.structure: float(counts[label.index]) for label in table}
-    certainty = float(1 - tidied.posteriors[0][outline].mean(dtype=np.float64))
-    return Volumes(_with_wholes(soft, table.whole), _with_wholes(counted, table.whole), certainty, tidied)
+    islands = np.count_nonzero((segmentation.label_map > 0) & ~outline) * voxel_mm3
+    return Volumes(_with_wholes(soft, table.whole), _with_wholes(counted, table.whole), float(islands), tidied)
 
 
 def tidy(segmentation: Segmentation) -> Segmentation:
@@ -111,12 +111,14 @@ def tidy(segmentation: Segmentation) -> Segmentation:
     found = segmentation.label_map
     outline = _outline(found, segmentation.labels, segmentation.grid.voxel_volume_mm3)
     near = dilate(outline, segmentation.grid.spacing_mm)
-    posteriors = np.where(near & ~((found > 0) & ~outline), segmentation.posteriors, 0)
+    counts = near & (outline | (found == 0))
+    posteriors = np.where(counts, segmentation.posteriors, 0)
     background, labels = posteriors[0], posteriors[1:]
     filled = outline & (found == 0)
     labels[:, filled] /= np.maximum(labels[:, filled].sum(axis=0), 1e-6)
     np.subtract(1, labels.sum(axis=0), out=background)
-    return replace(segmentation, posteriors=posteriors)
+    members = segmentation.member_wholes
+    return replace(segmentation, posteriors=posteriors, member_wholes=None if members is None else members * counts)
 
 
 def _outline(label_map: UInt8[ndarray, "i j k"], table: LabelTable, voxel_mm3: float) -> Bool[ndarray, "i j k"]:
@@ -203,18 +205,6 @@ def _face_names(box: Grid, reached: Bool[ndarray, "end axis"]) -> Iterator[str]:
         world = int(np.abs(directions[:, axis]).argmax())
         names = FACES[world][:: int(np.sign(directions[world, axis]))]
         yield from (name for name, end in zip(names, reached[:, axis], strict=True) if end)
-
-
-def interval(volume_mm3: float, relative_sd: float | None) -> tuple[float, float] | None:
-    """95 % interval of a volume, from the error that the network made on heads it had not seen.
-
-    >>> interval(1000.0, 0.05)
-    (902.0, 1098.0)
-    """
-    if relative_sd is None:
-        return None
-    half = 1.96 * relative_sd * volume_mm3
-    return volume_mm3 - half, volume_mm3 + half
 
 
 def unusual(volume_mm3: dict[str, float]) -> list[str]:

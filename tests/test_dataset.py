@@ -21,6 +21,7 @@ from hypodask.dataset import (
 from hypodask.errors import CohortError, ResultsError
 from hypodask.grid import Grid
 from hypodask.journal import Journal, read_journal
+from hypodask.labels import HYPOTHALAMUS, STRUCTURES
 from hypodask.location import Location
 from hypodask.row import Row
 from hypodask.scan import Scan
@@ -83,6 +84,18 @@ def test_every_documented_variable_is_there_with_its_dims_units_and_meaning(resu
 def test_structures_are_those_measured_in_the_order_of_the_label_tables(results):
     assert results["structure"].to_numpy().tolist() == ["hypothalamus", "icv", "hypothalamus_left"]
     assert assemble(cohort_table(), [])["structure"].to_numpy().tolist() == ["hypothalamus", "icv"]
+
+
+def test_all_ten_subunits_reach_the_tables_with_their_sides_and_intervals():
+    volumes = dict.fromkeys(reversed(STRUCTURES), 1.0)
+    row = {"scan": "sub-01", "status": "done", "volume_mm3": volumes, "volume_low_mm3": volumes}
+    results = assemble(cohort_table(), [row])
+    assert results["structure"].to_numpy().tolist() == list(STRUCTURES)
+    table = wide_table(results).set_index("scan")
+    assert len(HYPOTHALAMUS) == 10
+    for structure in (*HYPOTHALAMUS.structures, "hypothalamus_left", "hypothalamus", "icv"):
+        assert table.loc["sub-01", f"{structure}_volume_mm3"] == table.loc["sub-01", f"{structure}_volume_low_mm3"] == 1
+        assert np.isnan(table.loc["sub-02", f"{structure}_volume_mm3"])
 
 
 def test_a_structure_of_a_foreign_model_is_not_dropped():

@@ -1,12 +1,14 @@
 """One scan in, one row out: volumes when all is well, the stage and the reason when it is not."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import stats
 from segmentations import ellipsoid, labelled
 
 from hypodask import pipeline
@@ -17,6 +19,7 @@ from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.pipeline import load_models, process_scan
+from hypodask.quality import judge
 from hypodask.segmentation import Segmentation
 from hypodask.store import read_done, read_label_map, read_record, read_stored_scan, verify_store
 from hypodask.transforms import load_transform
@@ -38,12 +41,19 @@ class Fake:
     protocol: str = "fake protocol"
     calibrated: bool = True
     relative_volume_sd: float | None = None
+    volume_heads: int | None = None
+    part_volume_sd: Mapping[str, float] = field(default_factory=dict)
 
     def segment(self, scan, alignment):
         return self.found
 
 
-HYP = Fake(labelled(BOX, HYPOTHALAMUS_SIDES, SIDES), relative_volume_sd=0.05)
+HYP = Fake(
+    labelled(BOX, HYPOTHALAMUS_SIDES, SIDES),
+    relative_volume_sd=0.05,
+    volume_heads=11,
+    part_volume_sd={"hypothalamus_left": 0.08},
+)
 CRANIUM = Fake(labelled(HEAD, ICV, [ellipsoid(HEAD, *CAVITY)]), "icv", "fake icv:2", ICV.protocol)
 FAKES = (HYP, CRANIUM)
 
@@ -63,11 +73,12 @@ def aligned(monkeypatch):
 def scan_file(tmp_path):
     """``scan_file()`` writes a head of 4 mm voxels: brain in a cavity, and tissue around it."""
 
-    def write(name="sub-01_T1w.nii.gz", *, skull=True, shape=(56, 60, 56), centre=(0.0, -16.0, 8.0)):
+    def write(name="sub-01_T1w.nii.gz", *, skull=True, right=1.0, shape=(56, 60, 56), centre=(0.0, -16.0, 8.0)):
         grid = box_grid(shape, (4.0, 4.0, 4.0), centre)
         at = transform_points(grid.space_from_vox, np.moveaxis(np.indices(shape), 0, -1)) - np.array(CAVITY[0])
         radius = np.linalg.norm(at / CAVITY[1], axis=-1)
         voxels = 100 * (radius < 1) + 60 * skull * ((radius > 1) & (radius < 1.4))
+        voxels = np.where(at[..., 0] > 0, right * voxels, voxels)
         nib.save(nib.Nifti1Image(voxels.astype(np.uint8), grid.space_from_vox), tmp_path / name)
         return tmp_path / name
 
@@ -100,17 +111,41 @@ def test_a_scan_becomes_a_row_of_volumes(aligned, scan_file):
     assert (row.model, row.protocol) == ("fake:1 fake icv:2", "fake protocol")
     assert (row.alignment_score, row.acpc_distance_mm, row.flagged) == (0.7, 26.5, False)
     assert row.alignment_source == "automatic"
-    assert 0.5 < row.quality <= 1
+    assert 0 <= row.quality <= 1
     assert len(row.sha256) == 64
     assert row.seconds > 0
-    assert (row.store, row.warnings) == ("", "")
+    assert row.store == ""
 
 
-def test_only_a_network_with_a_measured_error_has_an_interval(aligned, scan_file):
+def test_only_structures_with_a_measured_error_have_an_interval(aligned, scan_file):
     row = process_scan(scan_file(), models=FAKES)
-    assert row.volume_high_mm3["hypothalamus"] == pytest.approx(1.098 * row["hypothalamus"])
-    assert row.volume_low_mm3["hypothalamus"] == pytest.approx(0.902 * row["hypothalamus"])
-    assert "icv" not in row.volume_low_mm3
+    assert list(row.volume_low_mm3) == list(row.volume_high_mm3) == ["hypothalamus", "hypothalamus_left"]
+    for structure, known_sd in (("hypothalamus", 0.05), ("hypothalamus_left", 0.08)):
+        low, high = row.volume_low_mm3[structure], row.volume_high_mm3[structure]
+        assert high / row[structure] == pytest.approx(row[structure] / low)
+        assert high / row[structure] >= np.exp(stats.t.ppf(0.975, 10) * known_sd) - 1e-9
+
+
+def test_the_interval_of_a_doubtful_pose_is_wider(aligned, scan_file):
+    sure = process_scan(scan_file(), models=FAKES)
+    aligned(replace(POSE, error_mm=5.0))
+    unsure = process_scan(scan_file(), models=FAKES)
+    assert unsure.volume_high_mm3["hypothalamus"] > sure.volume_high_mm3["hypothalamus"]
+    assert unsure["hypothalamus"] == sure["hypothalamus"]
+
+
+def test_quality_is_kept_with_what_it_was_judged_by(aligned, scan_file, out):
+    row = process_scan(scan_file(), out=out, models=FAKES)
+    measures = read_record(str(out / row.store), "quality")
+    assert measures["acpc_mm"] == 26.5
+    assert measures["member_spread"] is None
+    assert judge({name: np.nan if v is None else v for name, v in measures.items()}).score == row.quality
+
+
+def test_a_head_without_signal_on_one_side_has_a_low_quality_that_the_warnings_explain(aligned, scan_file):
+    sound, half = process_scan(scan_file(), models=FAKES), process_scan(scan_file(right=0.05), models=FAKES)
+    assert half.quality < 0.5 * sound.quality
+    assert "times as bright as the right one" in half.warnings
 
 
 def test_a_network_that_is_not_calibrated_counts_labels(aligned, scan_file):
@@ -211,8 +246,10 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
     away[0, 3] = 900.0
     aligned(replace(POSE, acpc_from_scanner=away, flagged=True, warnings=("The pose is odd.",)))
     row = process_scan(scan_file(), models=FAKES)
-    assert row.warnings == "The pose is odd. The cranial cavity lies outside the field of view."
+    assert row.warnings.startswith("The pose is odd. The cranial cavity lies outside the field of view. ")
+    assert "100% of the hypothalamus was not imaged" in row.warnings
     assert row.flagged
+    assert row.quality < 0.01
 
 
 def test_an_outline_that_the_box_of_its_network_cuts_is_said(aligned, scan_file):

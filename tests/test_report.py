@@ -272,6 +272,24 @@ def test_comparisons_table_1_and_methods_are_there(page):
     assert "Research software" in page.text
 
 
+def test_scans_of_low_quality_are_listed_the_worst_first_and_failed_ones_are_not(study):
+    quality = np.array([0.9, 0.4, 0.95, 0.1, 0.8, 0.0, *[1.0] * 6])
+    ds = study.assign(
+        quality=("scan", quality), warnings=("scan", np.where(quality == 0.1, "The image is noisy.", "").astype(object))
+    )
+    text = " ".join(Page(report.render(ds, {})).text.split())
+    assert "2of low quality" in text
+    listed = text.partition("without knowledge of their group")[2]
+    assert re.search(r"sub-003 ?0\.10 ?The image is noisy\. ?sub-001 ?0\.40", listed)
+    assert "0of low quality" in Page(report.render(study, {})).text
+
+
+def test_scans_of_low_quality_are_shown_before_ordinary_ones():
+    ds = make_results([800.0 + n for n in range(8)])
+    ds = ds.assign(quality=("scan", np.where(np.arange(8) == 6, 0.2, 1.0)))
+    assert "sub-006" in choose_scans(ds, 2)
+
+
 def test_pictures_and_why_there_are_none_are_shown(page):
     assert page.tags.count("img") == 3
     assert "no pictures: the store is damaged" in page.text

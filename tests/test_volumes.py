@@ -8,7 +8,7 @@ from segmentations import ellipsoid, labelled
 from hypodask.errors import SegmentationError
 from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
-from hypodask.volumes import faces_reached, interval, largest_piece, measure, tidy, unusual, without_holes
+from hypodask.volumes import faces_reached, largest_piece, measure, tidy, unusual, without_holes
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 RADII_MM = (3.0, 6.0, 5.0)
@@ -34,7 +34,7 @@ def test_soft_volume_of_a_half_filled_grid_counts_half_a_voxel():
     posterior = np.where(halved, 0.75, 0.0).astype(np.float32)
     volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, [posterior, np.zeros_like(posterior)]))
     assert volumes.soft_mm3["hypothalamus"] == pytest.approx(0.75 * volumes.label_mm3["hypothalamus"])
-    assert volumes.certainty == pytest.approx(0.75)
+    assert volumes.islands_mm3 == 0
 
 
 def test_subunits_add_up_to_their_side_and_the_sides_to_the_whole(both):
@@ -54,6 +54,7 @@ def test_a_leak_elsewhere_in_the_image_does_not_count(both):
     leak = ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
     leaking = measure(labelled(GRID, HYPOTHALAMUS_SIDES, [both[0] + leak, both[1]]))
     assert leaking.label_mm3 == clean.label_mm3
+    assert leaking.islands_mm3 == (leak > 0.5).sum() * GRID.voxel_volume_mm3
     assert leaking.soft_mm3["hypothalamus"] == pytest.approx(clean.soft_mm3["hypothalamus"], rel=1e-3)
 
 
@@ -129,11 +130,6 @@ def test_largest_piece_joins_voxels_that_share_a_corner():
     mask = np.zeros((6, 6, 6), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True
     assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
-
-
-def test_an_interval_needs_a_measured_error():
-    assert interval(1000.0, None) is None
-    assert interval(800.0, 0.1) == pytest.approx((643.2, 956.8))
 
 
 def test_volumes_that_an_adult_seldom_has_are_said():

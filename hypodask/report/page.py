@@ -27,6 +27,7 @@ from hypodask.report.pictures import Pictures, read_pictures
 from hypodask.report.slices import plane_figure, slice_figure
 from hypodask.stats import PaperResult, paper
 from hypodask.stats.samples import done_scans, group_labels, group_names, values_of
+from hypodask.variables import LOW_QUALITY
 
 MOST_PICTURES = 60
 """Scans with pictures, about 0.1 MB each."""
@@ -95,9 +96,10 @@ def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
 
 
 def choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
-    """Scans to look at: flagged ones and those furthest from the median of their group, then the first ones.
+    """Scans to look at: doubtful ones and those furthest from the median of their group, then the first ones.
 
-    Half of the places go to each, so that ordinary scans are seen too. The scans keep the order of the dataset.
+    Doubtful are a flagged pose and low quality. Half of the places go to each, so that ordinary scans are seen too. The
+    scans keep the order of the dataset.
 
     Examples
     --------
@@ -114,6 +116,8 @@ def choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
     deviance = _deviance(ds, _groups_of(ds))
     if "flagged" in ds:
         deviance = deviance + np.where(ds["flagged"].to_numpy().astype(bool), 1e6, 0)
+    if "quality" in ds:
+        deviance = deviance + np.where(ds["quality"].to_numpy() < LOW_QUALITY, 1e6, 0)
     deviant = done[np.argsort(-deviance[done], kind="stable")][: limit - limit // 2].tolist()
     first = [scan for scan in done.tolist() if scan not in set(deviant)][: limit // 2]
     return [str(scan) for scan in ds["scan"].to_numpy()[sorted([*deviant, *first])]]
@@ -229,6 +233,7 @@ def _run(ds: xr.Dataset) -> dict[str, Any]:
         **{name: int((status == name).sum()) for name in ("done", "failed", "skipped")},
         "flagged": int(ds["flagged"].to_numpy().astype(bool).sum()) if "flagged" in ds else 0,
         "median_seconds": float(np.median(seconds[np.isfinite(seconds)])) if np.isfinite(seconds).any() else None,
+        "low_quality": tables.low_quality_table(ds),
         "failures": tables.failure_table(ds),
         "failure_counts": tables.failure_count_table(ds),
         "skipped_scans": ds["scan"].to_numpy().astype(str)[status == "skipped"].tolist(),

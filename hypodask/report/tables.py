@@ -9,7 +9,8 @@ import pandas as pd
 import xarray as xr
 
 from hypodask.report.figures import format_p
-from hypodask.stats.samples import group_labels, values_of
+from hypodask.stats.samples import done_scans, group_labels, values_of
+from hypodask.variables import LOW_QUALITY
 
 ABSENT = "–"
 
@@ -198,6 +199,17 @@ def failure_table(ds: xr.Dataset) -> Table:
     failed = ds.isel(scan=ds["status"].to_numpy().astype(str) == "failed")
     columns = [failed[name].to_numpy().astype(str) for name in ("scan", "stage", "error", "reason")]
     return Table(("Scan", "Stage", "Error", "Reason"), tuple(zip(*columns, strict=True)))
+
+
+def low_quality_table(ds: xr.Dataset) -> Table:
+    """Every done scan of low quality, the worst first, and why."""
+    quality = np.array(_volumes(ds, "quality", None))
+    low = np.flatnonzero(done_scans(ds) & (quality < LOW_QUALITY))
+    chosen = ds.isel(scan=low[np.argsort(quality[low], kind="stable")])
+    reasons = chosen["warnings"].to_numpy().astype(str) if "warnings" in chosen else [""] * chosen.sizes["scan"]
+    names = chosen["scan"].to_numpy().astype(str)
+    cells = [_number(v, 2) for v in _volumes(chosen, "quality", None)]
+    return Table(("Scan", "Quality", "Why"), tuple(zip(names, cells, reasons, strict=True)))
 
 
 def failure_count_table(ds: xr.Dataset) -> Table:

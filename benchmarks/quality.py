@@ -1,0 +1,218 @@
+"""Whether the quality score catches what is wrong with a scan, and better than the rule on volumes does.
+
+Failures are planted into simulated and real scans (``benchmarks.planting``), hypodask is run on each
+(``benchmarks.quality_runs``), and this looks at what the runs left:
+
+    python -m benchmarks.quality_runs RUNS DATA --heads phantom-1000 ... --all-failures
+    python -m benchmarks.quality table RUNS          sensitivity and area under the curve, per failure
+    python -m benchmarks.quality reference RUNS      ranges of sound scans, for hypodask/weights/reference.json
+
+In the table each head is judged by the ranges of the other heads, never by its own; the rule on volumes
+(Kassubek et al. 2025: beyond 1.5 interquartile ranges) has its fences from the undisturbed scans alone, which is more
+than a cohort with failures in it would give it.
+"""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from benchmarks.planting import FAILURES, UNDISTURBED
+from benchmarks.quality_runs import Run, read_runs
+from benchmarks.scoring import markdown
+from hypodask.errors import SegmentationError
+from hypodask.pipeline import load_models
+from hypodask.quality import MEASURES, examine, judge
+from hypodask.quality.score import excess
+from hypodask.reference import Range, Reference, VolumeErrors, load_reference, save_reference
+from hypodask.segmentation.restore import label_map_on
+from hypodask.volumes import measure
+
+NAMES = [one.name for one in MEASURES]
+VOLUMES = ("hypothalamus", "icv")
+UNDETECTABLE = "left-right flip"
+"""A perfect mirror image is a possible head: no single image shows it."""
+
+PASSES = 0.5
+"""Scores below this count as caught."""
+
+FENCE = 1.5
+
+
+# --- What the runs left ----------------------------------------------------------------------------------------------
+
+
+def measured_runs(folder: Path) -> pd.DataFrame:
+    """One row per run, with its measures and volumes; kept in ``measures.csv`` while no run is added."""
+    kept, files = folder / "measures.csv", sorted(folder.glob("*.pkl"))
+    if kept.exists() and all(kept.stat().st_mtime > file.stat().st_mtime for file in files):
+        return pd.read_csv(kept, keep_default_na=True, na_filter=True).fillna({"refused": ""})
+    table = pd.DataFrame([row_of(run) for run in read_runs(folder)])
+    table.to_csv(kept, index=False)
+    return table
+
+
+def row_of(run: Run) -> dict[str, object]:
+    """Measures and volumes of one run."""
+    row: dict[str, object] = {"head": run.head, "failure": run.failure, "refused": run.refused}
+    row |= {f"true_{name}_mm3": run.truth_mm3.get(name, np.nan) for name in VOLUMES}
+    if run.refused:
+        return row
+    try:
+        hypothalamus, icv = measure(run.hypothalamus), measure(run.icv)
+    except SegmentationError as err:
+        return row | {"refused": f"SegmentationError: {err}"}
+    cavity = label_map_on(icv.tidied, run.scan.grid, np.linalg.inv(run.alignment.acpc_from_scanner))
+    row |= {"hypothalamus_mm3": hypothalamus.soft_mm3["hypothalamus"], "icv_mm3": icv.soft_mm3["icv"]}
+    return row | examine(run.scan, run.alignment, hypothalamus, icv, cavity)
+
+
+def is_phantom(table: pd.DataFrame) -> pd.Series:
+    return table["head"].str.startswith("phantom-")
+
+
+# --- Ranges of sound scans -------------------------------------------------------------------------------------------
+
+
+def ranges_of(sound: pd.DataFrame) -> dict[str, Range]:
+    """Lowest and highest value of every measure that was taken."""
+    taken = {name: sound[name].dropna() for name in NAMES if name in sound}
+    return {name: Range(_short(v.min()), _short(v.max()), len(v)) for name, v in taken.items() if len(v)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def errors_of(sound: pd.DataFrame, sensitivities: dict[str, float]) -> VolumeErrors:
+    """What sound scans have of noise and uncertainty, with the sensitivities that ``benchmarks.intervals`` measured."""
+    spread = sound["member_spread"].dropna() if "member_spread" in sound else pd.Series(dtype=float)
+    return VolumeErrors(
+        pose_per_mm=sensitivities["pose_per_mm"],
+        noise=sensitivities["noise"],
+        usual_noise=_short(sound["noise"].median()),
+        usual_uncertainty=_short(sound["border_entropy"].median()),
+        usual_spread=_short(np.sqrt((spread**2).mean())) if len(spread) else 0.0,
+    )
+
+
+def reference_of(table: pd.DataFrame, folder: Path) -> Reference:
+    """The reference that the sound runs of a folder give."""
+    sound = sound_runs(table)
+    kept = folder / "sensitivities.json"
+    sensitivities = json.loads(kept.read_text()) if kept.exists() else vars(load_reference().errors)
+    phantoms = int(is_phantom(sound).sum())
+    finest, coarsest = sound["voxel_mm"].min(), sound["voxel_mm"].max()
+    return Reference(
+        measured_on=f"{phantoms} simulated heads and {len(sound) - phantoms} public scans, with voxels of {finest:.1f} "
+        f"to {coarsest:.1f} mm, as they are",
+        models=" ".join(network.name for network in load_models()),
+        ranges=ranges_of(sound),
+        errors=errors_of(sound, sensitivities),
+    )
+
+
+def sound_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Undisturbed scans whose pose was not doubted."""
+    return table[(table["failure"] == UNDISTURBED) & (table["refused"] == "") & (table["flagged"] == 0)]
+
+
+# --- Two detectors ---------------------------------------------------------------------------------------------------
+
+
+def scored(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
+    """The table with ``ours``, 1 - quality, and ``rule``, interquartile ranges beyond the quartiles.
+
+    What was refused is caught by both.
+    """
+    ours = pd.Series(np.nan, index=table.index)
+    for head, own in table.groupby("head"):
+        reference = Reference("", "", ranges_of(sound_runs(table[table["head"] != head])), errors)
+        ours[own.index] = [1 - judge(row, reference).score for row in own[NAMES].to_dict("records")]
+    caught = table["refused"] != ""
+    return table.assign(ours=ours.where(~caught, np.inf), rule=beyond_quartiles(table).where(~caught, np.inf))
+
+
+def beyond_quartiles(table: pd.DataFrame) -> pd.Series:
+    """Interquartile ranges by which either volume lies beyond the quartiles of the undisturbed scans of its cohort."""
+    beyond = pd.DataFrame(-np.inf, index=table.index, columns=list(VOLUMES))
+    for _, cohort in table.groupby(is_phantom(table)):
+        sound = sound_runs(cohort)
+        for name in VOLUMES:
+            first, third = np.percentile(sound[f"{name}_mm3"], (25, 75))
+            distance = np.maximum(first - cohort[f"{name}_mm3"], cohort[f"{name}_mm3"] - third)
+            beyond.loc[cohort.index, name] = distance / (third - first)
+    return beyond.max(axis=1)
+
+
+def area_under_curve(sound: Float[ndarray, "n"], spoilt: Float[ndarray, "m"]) -> float:
+    """Chance that a spoilt scan looks worse than a sound one; ties count half."""
+    difference = np.sign(np.nan_to_num(spoilt[:, None], posinf=1e9) - np.nan_to_num(sound[None], posinf=1e9))
+    return float((difference.mean() + 1) / 2)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Sensitivity, specificity and area under the curve of both, per failure and over all that can be seen."""
+    sound = table[table["failure"] == UNDISTURBED]
+    lines = [_line(name, sound, table[table["failure"] == name]) for name in FAILURES if name != UNDISTURBED]
+    seen = table[~table["failure"].isin((UNDISTURBED, UNDETECTABLE))]
+    return pd.DataFrame([*lines, _line(f"all but the {UNDETECTABLE}", sound, seen)])
+
+
+def _line(name: str, sound: pd.DataFrame, spoilt: pd.DataFrame) -> dict[str, object]:
+    line: dict[str, object] = {"failure": name, "scans": len(spoilt), "refused": int((spoilt["refused"] != "").sum())}
+    detectors: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+        "quality": ("ours", lambda v: v > 1 - PASSES),
+        "IQR rule": ("rule", lambda v: v > FENCE),
+    }
+    for shown, (column, caught) in detectors.items():
+        line[f"{shown}: caught"] = f"{caught(spoilt[column]).mean():.2f}" if len(spoilt) else "-"
+        line[f"{shown}: sound kept"] = f"{1 - caught(sound[column]).mean():.2f}"
+        area = area_under_curve(sound[column].to_numpy(), spoilt[column].to_numpy()) if len(spoilt) else np.nan
+        line[f"{shown}: AUC"] = f"{area:.2f}"
+    return line
+
+
+def main_reasons(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
+    """Which measure is furthest out on each run, and how far."""
+    lines = []
+    for _, row in table[table["refused"] == ""].iterrows():
+        reference = Reference("", "", ranges_of(sound_runs(table[table["head"] != row["head"]])), errors)
+        steps = {m.name: excess(m, row[m.name], reference) for m in MEASURES}
+        worst = sorted(steps, key=steps.get, reverse=True)[:4]
+        told = ", ".join(f"{name} {steps[name]:.1f}" for name in worst if steps[name] > 0.3)
+        lines.append(
+            {"failure": row["failure"], "head": row["head"], "quality": f"{1 - row['ours']:.2f}", "worst": told}
+        )
+    return pd.DataFrame(lines)
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Look at kept runs."""
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_argument("command", choices=["table", "reasons", "reference"])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--write", type=Path, help="folder of the weights, to write the reference into")
+    options = parser.parse_args()
+    table = measured_runs(options.runs)
+    reference = reference_of(table, options.runs)
+    if options.command == "reference":
+        print(reference.to_json())
+        if options.write:
+            print(save_reference(reference, options.write))
+        return
+    judged = scored(table, reference.errors)
+    shown = summary(judged) if options.command == "table" else main_reasons(judged, reference.errors)
+    print(markdown(shown))
+
+
+if __name__ == "__main__":
+    main()

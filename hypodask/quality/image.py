@@ -1,0 +1,143 @@
+"""Measures of the image: noise and resolution about the hypothalamus; contrast, sides and air of the whole head."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.grid import Grid, transform_points
+
+BOX_MM = ((-25.0, -35.0, -28.0), (25.0, 20.0, 20.0))
+"""Corners in AC-PC space of the box about the hypothalamus in which noise and resolution are measured: white matter,
+grey matter and fluid, all inside the skull."""
+
+COARSE_MM = 2.0
+"""The whole head is looked at in steps of about this."""
+
+AIR_MM = 14.0
+"""Air begins this far from the head: nearer, pulsation of vessels and the scalp's ringing are usual."""
+
+BLACK = 0.02
+"""Share of white matter under which a voxel inside the head shows nothing; fluid has 0.1 to 0.4."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Intensities of fluid and of white matter in the cranial cavity."""
+
+    fluid: float
+    white: float
+
+    @property
+    def contrast(self) -> float:
+        return max(self.white - self.fluid, 1e-6)
+
+
+def levels(inside: Float[ndarray, "n"]) -> Levels:
+    """Fluid and white matter as the 3rd and the 85th percentile of intensities in the cranial cavity.
+
+    >>> levels(np.arange(101.0))
+    Levels(fluid=3.0, white=85.0)
+    """
+    fluid, white = np.percentile(inside, (3, 85)).tolist()
+    return Levels(fluid, white)
+
+
+def coarse(grid: Grid) -> tuple[slice, ...]:
+    """Every so many voxels of a scan, about 2 mm apart."""
+    return tuple(slice(None, None, max(1, round(COARSE_MM / spacing))) for spacing in grid.spacing_mm)
+
+
+def box_about_hypothalamus(grid: Grid, acpc_from_scanner: Float[ndarray, "4 4"]) -> tuple[slice, ...]:
+    """The voxels of a scan around the hypothalamus: a box along the array's axes that covers :data:`BOX_MM`."""
+    corners = np.array(np.meshgrid(*zip(*BOX_MM, strict=True))).reshape(3, -1).T
+    vox = transform_points(np.linalg.inv(acpc_from_scanner @ grid.space_from_vox), corners)
+    low = np.clip(np.floor(vox.min(axis=0)), 0, np.array(grid.shape) - 1).astype(int)
+    high = np.clip(np.ceil(vox.max(axis=0)) + 1, low + 1, grid.shape).astype(int)
+    return tuple(map(slice, low.tolist(), high.tolist()))
+
+
+def noise_sd(box: Float[ndarray, "i j k"]) -> float:
+    """Standard deviation of the noise of an image, from its finest details.
+
+    The mixed difference of the eight corners of a cube of voxels cancels everything that varies along less than three
+    axes at once; its median absolute value leaves out the rest (the finest diagonal band of a Haar wavelet; Donoho and
+    Johnstone, Biometrika 1994). Cubes with a voxel of exactly 0 are masked background. Smoothed images seem to have
+    less noise than they have.
+
+    >>> image = np.random.default_rng(0).normal(100, 3, (30, 30, 30))
+    >>> round(noise_sd(image), 1)
+    3.0
+    """
+    detail = box.astype(np.float64)
+    shown = box != 0
+    for axis in range(3):
+        detail = np.diff(detail, axis=axis)
+        shown = np.logical_and(*(np.take(shown, range(s, shown.shape[axis] - 1 + s), axis=axis) for s in (0, 1)))
+    return float(np.median(np.abs(detail[shown])) / 0.6745 / np.sqrt(8)) if shown.any() else np.nan
+
+
+def edge_mm(box: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], contrast: float) -> float:
+    """Width of the sharpest edges, mm: contrast over the steepest gradients (99th percentile) of the image."""
+    if min(box.shape) < 4:
+        return np.nan
+    smooth = ndimage.gaussian_filter(box, 0.7)
+    slope = np.sqrt(sum(np.square(g) for g in np.gradient(smooth, *spacing_mm)))
+    return float(contrast / max(np.percentile(slope, 99), 1e-9))
+
+
+def separability(inside: Float[ndarray, "n"], bins: int = 64) -> float:
+    """How far fluid, grey and white matter stand apart: variance between three classes over all variance, 0 to 1.
+
+    The two thresholds are those that make it largest (Otsu 1979). Noise, motion and bias fields lower it.
+    Not-a-number where all intensities are one.
+
+    >>> values = np.repeat([1.0, 2.0, 3.0], 50)
+    >>> round(separability(values), 2)
+    1.0
+    """
+    low, high = np.percentile(inside, (0.5, 99.5)).tolist() if inside.size else (0.0, 0.0)
+    if not high > low:
+        return np.nan
+    counts, edges = np.histogram(np.clip(inside, low, high), bins=bins, range=(low, high))
+    share, middle = counts / counts.sum(), (edges[:-1] + edges[1:]) / 2
+    mass, moment = np.cumsum(share), np.cumsum(share * middle)
+    first, second = np.triu_indices(bins - 1, k=1)
+    masses = np.stack([mass[first], mass[second] - mass[first], 1 - mass[second]])
+    moments = np.stack([moment[first], moment[second] - moment[first], moment[-1] - moment[second]])
+    between = (moments**2 / np.maximum(masses, 1e-12)).sum(axis=0).max() - moment[-1] ** 2
+    total = (share * middle**2).sum() - moment[-1] ** 2
+    return float(between / total)
+
+
+def sides_log_ratio(
+    data: Float[ndarray, "i j k"], cavity: Bool[ndarray, "i j k"], x_mm: Float[ndarray, "i j k"]
+) -> float:
+    """Logarithm of the mean intensity of the left half of the cranial cavity over that of the right."""
+    left, right = (float(data[cavity & half].sum()) for half in (x_mm < 0, x_mm > 0))
+    return float(np.log(left / right)) if left > 0 and right > 0 else np.nan
+
+
+def air_level(data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float) -> float:
+    """Mean intensity of air, relative to white matter; not-a-number where hardly any air is in the image.
+
+    Noise and what motion smears along the phase-encoding direction raise it.
+    """
+    air = ~_head_and_around(data, spacing_mm, white)
+    return float(data[air].mean() / white) if air.mean() > 0.02 and white > 0 else np.nan
+
+
+def _head_and_around(
+    data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float
+) -> Bool[ndarray, "i j k"]:
+    """The largest bright piece of an image, and what is near it along every axis."""
+    smooth = ndimage.uniform_filter(data, 3)
+    pieces, count = ndimage.label(smooth > 0.25 * white)
+    if not count:
+        return np.zeros(data.shape, bool)
+    near = (pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()).view(np.uint8)
+    for axis, spacing in enumerate(spacing_mm):
+        near = ndimage.maximum_filter1d(near, 1 + 2 * round(AIR_MM / spacing), axis=axis)
+    return near.astype(bool)

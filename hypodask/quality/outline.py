@@ -1,0 +1,126 @@
+"""Measures of outlines: how certain, how alike, how symmetric, where, and what is cut off."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.grid import Grid, transform_points
+
+RIM_MM = 1.0
+"""Posteriors this near to the outline, on both sides, say how certain its border is."""
+
+PRESENT = 0.05
+"""Posteriors below this do not count for place and extent, which their tails would pull about."""
+
+ROOM_MM = 15.0
+"""What lies this far inside the field of view is seen with all that a network looks at around it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a structure is in AC-PC space, and how far it spreads along each axis."""
+
+    centroid_mm: Float[ndarray, "3"]
+    sd_mm: Float[ndarray, "3"]
+
+
+def place(posterior: Float[ndarray, "i j k"], acpc_from_vox: Float[ndarray, "4 4"]) -> Place:
+    """Mean and standard deviation of a structure's mass along the axes of AC-PC space.
+
+    >>> ball = np.zeros((5, 5, 5))
+    >>> ball[1:4, 2, 2] = 1.0
+    >>> found = place(ball, np.eye(4))
+    >>> found.centroid_mm.tolist(), found.sd_mm.round(2).tolist()
+    ([2.0, 2.0, 2.0], [0.82, 0.0, 0.0])
+    """
+    voxels = np.argwhere(posterior > PRESENT)
+    weights = posterior[tuple(voxels.T)]
+    if not len(voxels):
+        return Place(np.full(3, np.nan), np.full(3, np.nan))
+    at = transform_points(acpc_from_vox, voxels)
+    centroid = np.average(at, axis=0, weights=weights)
+    return Place(centroid, np.sqrt(np.average((at - centroid) ** 2, axis=0, weights=weights)))
+
+
+def border_entropy(posterior: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> float:
+    """Mean entropy of the posteriors within 1 mm of the outline, in bits: 0 where all are certain, 1 where none is.
+
+    A sharp border that runs through voxels leaves some entropy, hence it is compared with that of sound scans.
+    """
+    near = rim(posterior > 0.5, spacing_mm)
+    p = np.clip(posterior[near].astype(np.float64), 1e-6, 1 - 1e-6)
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean()) if p.size else np.nan
+
+
+def rim(mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> Bool[ndarray, "i j k"]:
+    """Voxels within reach of the surface of a mask along every axis, on both sides."""
+    outer = inner = mask.view(np.uint8)
+    for axis, spacing in enumerate(spacing_mm):
+        width = 1 + 2 * max(1, int(RIM_MM / spacing))
+        outer = ndimage.maximum_filter1d(outer, width, axis=axis)
+        inner = ndimage.minimum_filter1d(inner, width, axis=axis)
+    return outer > inner
+
+
+def member_spread(members: Float[ndarray, "member i j k"] | None) -> float:
+    """Relative standard deviation of the volume over the members of an ensemble; not-a-number without one.
+
+    >>> round(member_spread(np.array([[[[1.0, 1.0]]], [[[1.0, 0.8]]]])), 3)
+    0.075
+    """
+    if members is None or len(members) < 2:
+        return np.nan
+    volumes = members.sum(axis=(1, 2, 3), dtype=np.float64)
+    return float(np.log(np.maximum(volumes, 1e-6)).std(ddof=1))
+
+
+def member_overlap(members: Float[ndarray, "member i j k"] | None, posterior: Float[ndarray, "i j k"]) -> float:
+    """Dice overlap of the members' outlines with that of all together: of the member that overlaps least."""
+    if members is None or len(members) < 2:
+        return np.nan
+    whole = posterior > 0.5
+    return float(min(2 * (m & whole).sum() / max(m.sum() + whole.sum(), 1) for m in members > 0.5))
+
+
+def log_ratio(a: float, b: float) -> float:
+    """Logarithm of a ratio of two volumes; not-a-number where one is nothing.
+
+    >>> round(log_ratio(1.1, 1.0), 3)
+    0.095
+    """
+    return float(np.log(a / b)) if a > 0 and b > 0 else np.nan
+
+
+def mirror_distance_mm(left: Place, right: Place) -> float:
+    """How far the centroid of one side is from the other's mirror image in the midsagittal plane, mm."""
+    return float(np.linalg.norm(left.centroid_mm * (-1, 1, 1) - right.centroid_mm))
+
+
+def inside_voxels(
+    outline: Bool[ndarray, "i j k"], grid: Grid, scan_grid: Grid, scanner_from_grid: Float[ndarray, "4 4"]
+) -> Float[ndarray, "n 3"]:
+    """Indices in the scan, not whole ones, of the voxels of an outline."""
+    scan_from_grid = np.linalg.inv(scan_grid.space_from_vox) @ scanner_from_grid @ grid.space_from_vox
+    return transform_points(scan_from_grid, np.argwhere(outline))
+
+
+def margin_mm(vox: Float[ndarray, "n 3"], scan_grid: Grid) -> float:
+    """Distance from the outermost of these places to the nearest border of the field of view, mm.
+
+    At most :data:`ROOM_MM`: more is as good. 0 where some lie outside.
+    """
+    if not len(vox):
+        return np.nan
+    margins = np.minimum(vox.min(axis=0) + 0.5, np.array(scan_grid.shape) - 0.5 - vox.max(axis=0))
+    return float(np.clip((margins * scan_grid.spacing_mm).min(), 0, ROOM_MM))
+
+
+def share_unseen(vox: Float[ndarray, "n 3"], data: Float[ndarray, "i j k"], dark: float) -> float:
+    """Share of these places that lie outside the field of view, or where the image is as dark as air."""
+    nearest = np.rint(vox).astype(int)
+    seen = ((nearest >= 0) & (nearest < data.shape)).all(axis=1)
+    bright = data[tuple(nearest[seen].T)] > dark
+    return float(1 - bright.sum() / len(vox)) if len(vox) else np.nan
