@@ -1,4 +1,4 @@
-"""Images of label maps: every tissue has its share, and what is stripped is black."""
+"""Slabs imaged from label maps: the truth is the cavity, whatever the contrast, and however large the brain in it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,89 +6,181 @@ import numpy as np
 import pytest
 
 from hypodask.grid import Grid, box_grid
-from hypodask.segmentation import synth
-from hypodask.segmentation.synth import image_of, is_intracranial, tissue_means, tissue_shares
+from hypodask.intensity import head_median
+from hypodask.network.augment import Variation
+from hypodask.network.weights import InputGeometry
+from hypodask.segmentation import faults, synth
+from hypodask.segmentation.synth import (
+    AIR,
+    CORTEX,
+    DEPTH_MM,
+    FLUID,
+    NAMES,
+    TISSUES,
+    brain_size_varied,
+    cavity,
+    contrast,
+    head_map,
+    imaged,
+    is_inside,
+    slab_drawer,
+    stacked,
+    tissue_numbers,
+    white_level,
+)
 
-WHITE, FLUID, SKIN = 2, 24, 507
+WHITE, CSF, BONE, SKIN = 2, 24, 515, 511
+BOX = box_grid((24, 24, 24), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+GEOMETRY = InputGeometry((2.0, 2.0, 2.0), BOX.shape, slices=3, slice_axis=1, intensity="head_median")
+STILL = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0)
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """Brain, fluid, bone and skin as shells of 12, 16, 18 and 20 mm, in a map of 1 mm."""
+    grid = box_grid((48, 48, 48), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    places = np.stack(np.meshgrid(*[np.arange(48) - 23.5] * 3, indexing="ij"))
+    radius = np.linalg.norm(places, axis=0)
+    labels = np.select([radius < 12, radius < 16, radius < 18, radius < 20], [WHITE, CSF, BONE, SKIN], 0)
+    return labels, Grid(grid.shape, grid.space_from_vox, "scanner")
 
 
 @pytest.fixture
-def layers():
-    """White matter, fluid, skin and air in layers of 8 mm along x; both sides of the white matter are named."""
-    labels = np.repeat([WHITE, FLUID, SKIN, 0], 4)[:, None, None] * np.ones((1, 12, 12), int)
-    labels[:4, 6:] = 41
-    return labels, box_grid((16, 12, 12), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+def unmoved(monkeypatch):
+    """Heads stay where they are; XLA takes long to compile the warp, which has tests of its own."""
+    monkeypatch.setattr(synth, "points_of", lambda key, points_mm, centre_mm, options: points_mm)
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """Tissues take their usual intensities, and nothing is stripped."""
-    for name in ("RANDOM_CONTRAST", "T1_SPREAD", "STRIPPED"):
+def plain(unmoved, monkeypatch):
+    """A brain of its own size in a whole head, with nothing but contrast and point spread."""
+    for name in ("RANDOM_CONTRAST", "RANDOM_OUTSIDE", "STRIPPED", "SHRUNKEN", "SWOLLEN", "NOISE", "BIAS", "GAIN"):
         monkeypatch.setattr(synth, name, 0.0)
+    for name in ("CUT", "DEFACED", "GHOST", "THICK"):
+        monkeypatch.setattr(faults, name, 0.0)
 
 
-def shares_of(layers):
-    labels, grid = layers
-    return tissue_shares(labels, grid, grid, np.eye(4))
+def drawn(ball, examples=6, variation=STILL, key=0):
+    labels, grid = ball
+    heads = stacked([head_map(labels, grid, np.eye(4), BOX)])
+    inputs, truth = slab_drawer(heads, BOX, GEOMETRY, variation, examples)(jax.random.key(key))
+    return np.asarray(inputs), np.asarray(truth)
 
 
-def image(layers, key=0):
-    shares, names = shares_of(layers)
-    means, inside = (jnp.asarray(a) for a in tissue_means(names))
-    return np.asarray(image_of(jax.random.key(key), jnp.asarray(shares, jnp.float32) / 255, means, inside))
+def test_the_cavity_is_the_largest_piece_and_what_it_encloses(ball):
+    labels = ball[0].copy()
+    whole = (labels == WHITE) | (labels == CSF)
+    labels[24, 24, 24] = 0  # a hole
+    labels[24, 12, 24] = 514  # a vessel within
+    labels[1, 1, 1] = CSF  # an island in the air
+    np.testing.assert_array_equal(cavity(labels), whole)
 
 
-def test_labels_of_one_tissue_share_a_channel_and_others_have_their_own(layers):
-    shares, names = shares_of(layers)
-    assert names == ["white", "fluid", str(SKIN)]
-    assert shares.dtype == np.uint8
-    np.testing.assert_array_equal(shares[0, :4], 255)
-    np.testing.assert_array_equal(shares.sum(0)[12:], 0)
+def test_labels_of_one_tissue_share_a_number_and_strangers_go_with_the_rest():
+    numbers = tissue_numbers(np.array([[[0, 2, 41, 24, 4, 30, 515, 600]]]))
+    names = [NAMES[n] for n in numbers.ravel()]
+    assert names == ["air", "white", "white", "fluid", "fluid", "rest", "bone", "other"]
 
 
-def test_a_voxel_on_a_border_holds_a_share_of_both_tissues(layers):
-    labels, grid = layers
-    half_a_voxel = Grid(grid.shape, grid.space_from_vox, "scanner").moved(
-        np.array([[1.0, 0, 0, 1.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "acpc"
-    )
-    shares, _ = tissue_shares(labels, grid, half_a_voxel, np.eye(4))
-    assert shares[:2, 3, 6, 6].tolist() == [128, 128]
+def test_no_label_belongs_to_two_tissues():
+    labels = [label for tissue in TISSUES for label in tissue.labels]
+    assert len(labels) == len(set(labels))
 
 
-def test_pose_moves_the_tissues(layers):
-    labels, grid = layers
-    up = np.eye(4)
-    up[0, 3] = 4.0  # two voxels
-    shares, _ = tissue_shares(labels, grid, grid, up)
-    np.testing.assert_array_equal(shares[0, 2:6, 6, 6], 255)
-    assert shares[0, 6, 6, 6] == 0
+def test_a_stored_map_knows_tissue_depth_and_place(ball):
+    labels, grid = ball
+    stored = head_map(labels, grid, np.eye(4), BOX)
+    i, j, k = np.rint(stored.vox_from_acpc[:3, :3] @ [0.5, 0.5, 0.5] + stored.vox_from_acpc[:3, 3]).astype(int)
+    tissue, depth = divmod(int(stored.codes[i, j, k]), 256)
+    assert NAMES[tissue] == "white"
+    assert depth * DEPTH_MM == pytest.approx(12, abs=1)
+    assert stored.shares.sum() == pytest.approx(1)
+    assert stored.shares[NAMES.index("skin")] == pytest.approx((labels == SKIN).mean(), rel=0.25)
 
 
-@pytest.mark.parametrize(("name", "inside"), [("white", True), ("77", True), ("499", True), ("500", False)])
-def test_labels_below_500_lie_inside_the_skull(name, inside):
-    assert is_intracranial(name) is inside
+def test_holes_of_a_stored_map_are_fluid_and_islands_are_air(ball):
+    labels = ball[0].copy()
+    labels[24, 24, 24], labels[4, 24, 24] = 0, CSF
+    stored = head_map(labels, ball[1], np.eye(4), BOX)
+    tissues = stored.codes // 256
+    assert stored.codes.shape == (40, 40, 40)
+    assert tissues[20, 20, 20] == FLUID
+    assert (tissues[0] != FLUID).all()
 
 
-def test_every_tissue_shows_its_usual_intensity(layers, plain):
-    scan = image(layers)
-    assert scan[:4].mean() == pytest.approx(1.0, abs=0.06)
-    assert scan[4:8].mean() == pytest.approx(0.2, abs=0.02)
-    np.testing.assert_array_equal(scan[12:], 0)
+def test_the_truth_is_the_share_of_the_cavity_in_each_voxel(ball, plain):
+    _, truth = drawn(ball, examples=30)
+    np.testing.assert_allclose(truth.sum(-1), 1, atol=1e-6)
+    # The middle of the ball is a disc of 16 mm, and slices are 24 x 24 voxels of 4 mm2.
+    assert truth[..., 1].sum(axis=(1, 2)).max() * 4 == pytest.approx(np.pi * 16**2, rel=0.02)
+    assert ((truth[..., 1] > 0) & (truth[..., 1] < 1)).any()
 
 
-def test_an_image_has_grain_but_never_negative_voxels(layers, plain):
-    scan = image(layers)
-    assert scan[:4].std() > 0.01
-    assert scan.min() >= 0
+def test_all_slices_of_a_head_add_up_to_its_cavity(ball, plain):
+    labels, grid = ball
+    heads = stacked([head_map(labels, grid, np.eye(4), BOX)])
+    voxels, samples = synth._axes(BOX, GEOMETRY, jnp.asarray(0))
+    assert [len(axis) for axis in voxels] == [3, 24, 24]
+    total = 0.0
+    for middle in range(BOX.shape[1]):
+        _, samples = synth._axes(BOX, GEOMETRY, jnp.asarray(middle))
+        y, x, z = (np.asarray(axis) for axis in samples)
+        points = jnp.stack([jnp.asarray(axis) for axis in np.meshgrid(y, x, z, indexing="ij")])[jnp.array([1, 0, 2])]
+        vox = points + jnp.asarray(heads.vox_from_acpc[0, :3, 3])[:, None, None, None]
+        inside = is_inside(synth._looked_up(heads, jnp.asarray(0), vox) // 256)
+        total += float(synth._truth(inside, BOX)[..., 1].sum()) * 8
+    assert total == pytest.approx(((labels == WHITE) | (labels == CSF)).sum(), rel=1e-4)
 
 
-def test_a_stripped_head_is_black_outside_the_skull(layers, plain, monkeypatch):
-    assert image(layers)[8:12].mean() > 0
+def test_atrophy_turns_the_surface_of_the_brain_to_fluid_and_swelling_the_fluid_near_it_to_cortex(monkeypatch):
+    white = NAMES.index("white")
+    tissues = jnp.array([white, white, FLUID, FLUID, AIR, NAMES.index("bone")])
+    depths = jnp.array([0.0, 9.0, 0.0, 9.0, 0.0, 0.0])
+    monkeypatch.setattr(synth, "SWOLLEN", 0.0)
+    monkeypatch.setattr(synth, "SHRUNKEN", 1.0)
+    shrunken = brain_size_varied(jax.random.key(1), tissues, depths)
+    assert shrunken.tolist() == [FLUID, white, *tissues[2:].tolist()]
+    monkeypatch.setattr(synth, "SWOLLEN", 1.0)
+    monkeypatch.setattr(synth, "SHRUNKEN", 0.0)
+    swollen = brain_size_varied(jax.random.key(1), tissues, depths)
+    assert swollen.tolist() == [white, white, CORTEX, *tissues[3:].tolist()]
+
+
+def test_t1_weighted_contrasts_keep_their_ranges_and_others_do_not():
+    usual = np.stack([contrast(jax.random.key(n), t1_weighted=True) for n in range(20)])
+    low, high = np.array([[tissue.low, tissue.high] for tissue in TISSUES]).T
+    assert ((usual >= low - 1e-6) & (usual <= high + 1e-6)).all()
+    free = np.stack([contrast(jax.random.key(n)) for n in range(60)])
+    assert (free[:, FLUID] > free[:, NAMES.index("white")]).any()
+    np.testing.assert_array_equal(free[:, AIR], 0)
+
+
+def test_the_white_level_is_that_of_the_scaling_at_inference():
+    random = np.random.default_rng(0)
+    shares = random.dirichlet(np.ones(len(TISSUES)))
+    means = random.uniform(0.05, 1.2, len(TISSUES))
+    voxels = np.repeat(means, np.round(shares * 30_000).astype(int)).reshape(1, 1, -1)
+    scaled = voxels / float(white_level(jnp.asarray(means), jnp.asarray(shares)))
+    np.testing.assert_allclose(np.minimum(scaled, 1.5), head_median(voxels), rtol=1e-4)
+
+
+def test_a_stripped_head_is_black_outside_the_cavity(monkeypatch):
+    tissues = jnp.array([NAMES.index("white"), FLUID, FLUID, NAMES.index("skin")])[None, None]
+    depths = jnp.array([5.0, 0.2, 20.0, 0.0])[None, None]
+    places = [jnp.zeros(1), jnp.zeros(1), jnp.zeros(4)]
+    shares = jnp.full(len(TISSUES), 1 / len(TISSUES))
     monkeypatch.setattr(synth, "STRIPPED", 1.0)
-    np.testing.assert_array_equal(image(layers)[8:], 0)
+    for key in jax.random.split(jax.random.key(0), 3):
+        shown = np.asarray(imaged(key, tissues, depths, places, shares))[0, 0] > 0
+        assert shown.tolist()[1:] == [True, False, False]
 
 
-def test_some_images_take_any_contrast_at_all(layers, plain, monkeypatch):
-    monkeypatch.setattr(synth, "RANDOM_CONTRAST", 1.0)
-    ratios = [scan[:4].mean() / scan[4:8].mean() for scan in (image(layers, key) for key in range(8))]
-    assert min(ratios) < 1 < max(ratios)
+def test_batches_are_in_the_range_of_inference_and_the_same_for_the_same_key(ball, unmoved):
+    heads = stacked([head_map(*ball, np.eye(4), BOX)])
+    draw = slab_drawer(heads, BOX, GEOMETRY, Variation(), 4)
+    (first, _), (again, _), (other, _) = (draw(jax.random.key(n)) for n in (3, 3, 4))
+    assert first.min() >= 0
+    assert first.max() <= 1.5
+    assert jnp.isfinite(first).all()
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)

@@ -1,101 +1,349 @@
-"""Whole-head images of any contrast, made from label maps.
+"""Slabs of whole heads of any contrast, made on the fly from label maps of 1 mm.
 
-A label map is stored as the share of each tissue in every voxel, so that an image is one weighted sum of
-random tissue intensities, partial volumes included. Labels 1 to 499 are inside the skull (FreeSurfer's
-numbering); 24 and 4, 5, 14, 15, 43, 44 are fluid; 500 and above lie outside the brain.
+A label map is stored once, as one code per voxel: its tissue, and how far the voxel is from the surface of the brain.
+A training example is a few neighbouring slices: their points are carried through a random pose, size and warp into a
+stored head and looked up at every millimetre, so that partial volumes are exact and no border is blurred twice; then
+come contrast, point spread and the faults of scanners. The truth is the share of the cranial cavity in every voxel.
+
+The cavity is what labels 1 to 499 (FreeSurfer's numbering) form together, without islands elsewhere, and with what
+they enclose. Venous sinuses (514) lie outside, the fluid around the spinal cord (24) inside, its cord (512) outside,
+as the label maps have it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Float32, Integer, PRNGKeyArray, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Integer, PRNGKeyArray, UInt16
 from numpy import ndarray
+from scipy import ndimage
 
-from hypodask.grid import Grid
-from hypodask.resample import resample
+from hypodask.grid import Grid, transform_points
+from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN
+from hypodask.network.augment import Variation, points_of
+from hypodask.network.weights import InputGeometry
+from hypodask.segmentation import faults
+from hypodask.segmentation.faults import apply_along, interpolation
 
-TISSUES: Mapping[str, tuple[int, ...]] = {
-    "white": (2, 7, 41, 46, 77, 251, 252, 253, 254, 255),
-    "cortex": (3, 8, 42, 47),
-    "nuclei": (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58),
-    "pallidum": (13, 52),
-    "stem": (16, 28, 60),
-    "fluid": (4, 5, 14, 15, 24, 43, 44),
-    "vessel": (25, 30, 57, 62, 72, 85, 136, 137, 163, 164),
-}
-"""Labels that share an intensity; any other label has one of its own. Small structures of many kinds go
-with the vessels."""
 
-T1_MEAN = {"white": 1.0, "cortex": 0.68, "nuclei": 0.78, "pallidum": 0.92, "stem": 0.92, "fluid": 0.2}
-"""Intensity of each tissue in T1-weighted scans, in units of white matter (typical of MPRAGE)."""
+class Tissue(NamedTuple):
+    """Labels that share an intensity, and its range in T1-weighted scans in units of white matter."""
 
-T1_SPREAD = 0.08
-OUTSIDE_HIGH = 1.4
-"""Tissues outside the skull take any intensity up to this: bone is dark, marrow and fat are bright."""
+    name: str
+    labels: tuple[int, ...]
+    low: float
+    high: float
 
-RANDOM_CONTRAST = 0.15
-"""Share of images whose tissues take any intensity at all."""
+
+INSIDE = (
+    Tissue("white", (2, 7, 41, 46, 77, 251, 252, 253, 254, 255), 0.95, 1.05),
+    Tissue("cortex", (3, 8, 42, 47), 0.5, 0.82),
+    Tissue("nuclei", (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58), 0.6, 0.9),
+    Tissue("pallidum", (13, 52), 0.75, 1.0),
+    Tissue("stem", (16, 28, 60), 0.8, 1.0),
+    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.05, 0.4),
+    Tissue("rest", (), 0.1, 1.0),
+)
+"""Tissues of the cranial cavity; the last takes every label below 500 that no other has."""
+
+OUTSIDE = (
+    Tissue("bone", (515,), 0.02, 0.35),
+    Tissue("marrow", (516,), 0.2, 1.3),
+    Tissue("soft", (507,), 0.25, 1.2),
+    Tissue("skin", (511,), 0.3, 1.6),
+    Tissue("sinus", (514,), 0.1, 1.3),
+    Tissue("artery", (502,), 0.1, 1.6),
+    Tissue("eye", (506,), 0.05, 0.4),
+    Tissue("cord", (512,), 0.65, 1.0),
+    Tissue("mucosa", (508, 509), 0.2, 1.2),
+    Tissue("other", (), 0.3, 1.0),
+)
+"""Tissues outside of it, after the label maps' own table; the last takes every label of 500 or more left."""
+
+AIR = 0
+TISSUES = (Tissue("air", (0,), 0.0, 0.0), *INSIDE, *OUTSIDE)
+NAMES = tuple(tissue.name for tissue in TISSUES)
+CORTEX, FLUID = NAMES.index("cortex"), NAMES.index("fluid")
+LAST_INSIDE = len(INSIDE)
+"""Number of the last tissue that lies in the cavity."""
+
+DEPTH_MM = 0.1
+"""Unit of the depths that are stored, which end at 25.5 mm."""
+
+RANDOM_CONTRAST, RANDOM_OUTSIDE = 0.12, 0.25
+"""Shares of images where all tissues, or those outside the cavity, take any intensity at all."""
 
 STRIPPED = 0.12
 """Share of images from which everything outside the skull has been removed."""
 
+THINNEST_RIM_MM, WIDEST_RIM_MM = 0.5, 8.0
+"""How far from the brain a stripped image still shows fluid."""
 
-def tissue_shares(
-    label_map: Integer[ndarray, "i j k"], grid: Grid, onto: Grid, acpc_from_scanner: Float[ndarray, "4 4"]
-) -> tuple[UInt8[ndarray, "tissue x y z"], list[str]]:
-    """Share of every tissue in every voxel of ``onto``, 0-255, and the tissues' names.
+SHRUNKEN, DEEPEST_ATROPHY_MM = 0.4, 2.2
+"""Share of images with a smaller brain in the same skull, and how much of its surface may have become fluid: 1.5 mm
+take about a third of the brain of the label maps."""
 
-    Labels without a tissue of their own in ``TISSUES`` are named by their number. Background is left out.
+SWOLLEN, DEEPEST_SWELLING_MM = 0.3, 2.5
+"""Share of images whose brain fills more of the skull: fluid this near to it has become cortex. The label maps are
+of heads with much fluid (a fifth to a third of the cavity); young heads have less."""
+
+PIXEL_MM = 1.0
+REACH_MM = 3.0
+"""Samples, and how far beyond the outermost slices they are taken for the point spread."""
+
+KNOT_MM = 8.0
+"""Warps are worked out on a net this fine and interpolated."""
+
+NOISE, BIAS, GAIN, GAMMA = 0.08, 0.25, 0.12, 0.15
+"""Largest standard deviation of noise, and amplitudes of bias field, and of logarithms of gain and gamma."""
+
+
+class HeadMap(NamedTuple):
+    """A label map as it is stored for training."""
+
+    codes: UInt16[ndarray, "i j k"]
+    """256 times the number of the tissue, plus the depth in units of ``DEPTH_MM``."""
+    vox_from_acpc: Float[ndarray, "4 4"]
+    shares: Float32[ndarray, "tissue"]
+    """Voxels of each tissue in the box that the network sees, relative to all."""
+
+
+class Heads(NamedTuple):
+    """All label maps, padded to one shape with air."""
+
+    codes: UInt16[Array, "head i j k"]
+    vox_from_acpc: Float[Array, "head 4 4"]
+    shares: Float[Array, "head tissue"]
+
+
+def cavity(labels: Integer[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
+    """The cranial cavity of a label map: the largest piece of labels 1 to 499, and what it encloses."""
+    parts, _ = ndimage.label((labels > 0) & (labels < 500), np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    return np.asarray(ndimage.binary_fill_holes(parts == np.argmax(sizes) + 1))
+
+
+def head_map(
+    labels: Integer[ndarray, "i j k"], grid: Grid, acpc_from_scanner: Float[ndarray, "4 4"], box: Grid
+) -> HeadMap:
+    """Store a label map for training; ``box`` is the grid of the network, in AC-PC space."""
+    inside = cavity(labels)
+    tissues = _without_holes(tissue_numbers(labels), inside)
+    acpc_from_vox = acpc_from_scanner @ grid.space_from_vox
+    shares = _shares(tissues, acpc_from_vox, box)
+    head = ndimage.find_objects((tissues > AIR).astype(np.uint8))[0]
+    acpc_from_vox = acpc_from_vox.copy()
+    acpc_from_vox[:3, 3] = transform_points(acpc_from_vox, np.array([part.start for part in head]))
+    depth = _depth_mm(tissues[head], inside[head], grid.spacing_mm)
+    codes = 256 * tissues[head] + np.minimum(depth / DEPTH_MM, 255).astype(int)
+    return HeadMap(codes.astype(np.uint16), np.linalg.inv(acpc_from_vox), shares)
+
+
+def _without_holes(tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"]) -> Int[ndarray, "i j k"]:
+    """What the cavity encloses is fluid, and what should be in the cavity but lies elsewhere is air."""
+    of_cavity = (tissues > AIR) & (tissues <= LAST_INSIDE)
+    return np.where(inside & ~of_cavity, FLUID, np.where(~inside & of_cavity, AIR, tissues))
+
+
+def _depth_mm(
+    tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
+) -> Float[ndarray, "i j k"]:
+    """How far brain is from what is no brain, and how far fluid is from brain; 0 outside the cavity."""
+    brain = inside & (tissues != FLUID)
+    within, without = (ndimage.distance_transform_edt(mask, spacing_mm) for mask in (brain, ~brain))
+    return np.where(brain, within, np.where(inside, without, 0.0))
+
+
+def tissue_numbers(labels: Integer[ndarray, "i j k"]) -> Int[ndarray, "i j k"]:
+    """Number of the tissue of every voxel.
+
+    >>> [NAMES[n] for n in tissue_numbers(np.array([[[0, 2, 24, 85, 515, 999]]])).ravel()]
+    ['air', 'white', 'fluid', 'rest', 'bone', 'other']
     """
-    shares, names = [], []
-    rest = set(np.unique(label_map).tolist()) - {0} - {n for numbers in TISSUES.values() for n in numbers}
-    groups = dict(TISSUES) | {str(n): (n,) for n in sorted(rest)}
-    for name, numbers in groups.items():
-        mask = np.isin(label_map, numbers).astype(np.float32)
-        if mask.any():
-            share = resample(mask, grid, onto, onto_from_grid=acpc_from_scanner)
-            shares.append(np.round(255 * share).astype(np.uint8))
-            names.append(name)
-    return np.stack(shares), names
+    table = np.full(max(1000, int(labels.max()) + 1), NAMES.index("other"))
+    table[:500] = NAMES.index("rest")
+    for number, tissue in enumerate(TISSUES):
+        table[list(tissue.labels)] = number
+    return table[labels]
 
 
-def is_intracranial(name: str) -> bool:
-    """Whether a tissue lies inside the skull."""
-    return not name.isdigit() or int(name) < 500
+def _shares(tissues: Int[ndarray, "i j k"], acpc_from_vox: ndarray, box: Grid) -> Float32[ndarray, "tissue"]:
+    """Shares of the tissues in the box, from every fourth voxel."""
+    vox = np.stack(np.meshgrid(*(np.arange(0, n, 4) for n in tissues.shape), indexing="ij"), -1)
+    acpc = transform_points(acpc_from_vox, vox)
+    within = (np.abs(acpc - box.centre_mm) < np.array(box.extent_mm) / 2).all(axis=-1)
+    counts = np.bincount(tissues[::4, ::4, ::4][within], minlength=len(TISSUES))
+    return (counts / counts.sum()).astype(np.float32)
 
 
-def tissue_means(names: list[str]) -> tuple[Float32[ndarray, "tissue"], Float32[ndarray, "tissue"]]:
-    """Typical T1-weighted intensity of each tissue and 1 where it is inside the skull."""
-    inside = np.array([is_intracranial(name) for name in names], np.float32)
-    return np.array([T1_MEAN.get(name, 0.6) for name in names], np.float32), inside
+def stacked(maps: list[HeadMap]) -> Heads:
+    """Label maps side by side, with air around."""
+    shape = np.max([one.codes.shape for one in maps], axis=0) + 2
+    codes = np.zeros((len(maps), *shape), np.uint16)
+    for place, one in zip(codes, maps, strict=True):
+        place[tuple(slice(1, 1 + size) for size in one.codes.shape)] = one.codes
+    matrices = np.stack([one.vox_from_acpc for one in maps]).astype(np.float32)
+    matrices[:, :3, 3] += 1
+    return Heads(jnp.asarray(codes), jnp.asarray(matrices), jnp.asarray(np.stack([one.shares for one in maps])))
 
 
-def image_of(
-    key: PRNGKeyArray,
-    shares: Float[Array, "tissue x y z"],
-    typical: Float[Array, "tissue"],
-    inside: Float[Array, "tissue"],
-) -> Float[Array, "x y z"]:
-    """A scan of a head with random tissue intensities and grain, in units of white matter."""
+def slab_drawer(
+    heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation, examples: int
+) -> Callable[[PRNGKeyArray], tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]]:
+    """Compile the drawing of batches of ``examples``, each of a head of its own, background first."""
+
+    @jax.jit
+    def drawn(heads: Heads, keys: PRNGKeyArray) -> tuple[Array, Array]:
+        return jax.lax.map(lambda key: slab(key, heads, box, geometry, variation), keys)
+
+    return lambda key: drawn(heads, jax.random.split(key, examples))
+
+
+def slab(
+    key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
+) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
+    """One slice with its neighbours as channels, and its truth."""
     keys = jax.random.split(key, 7)
-    usual = typical * jnp.exp(T1_SPREAD * jax.random.normal(keys[0], typical.shape))
-    anything = jax.random.uniform(keys[1], typical.shape)
-    within = jnp.where(jax.random.bernoulli(keys[2], RANDOM_CONTRAST), anything, usual)
-    beyond = OUTSIDE_HIGH * jax.random.uniform(keys[3], typical.shape) ** 1.5
-    stripped = jax.random.bernoulli(keys[4], STRIPPED)
-    means = jnp.where(inside > 0, within, jnp.where(stripped, 0.0, beyond))
-    image = jnp.tensordot(means, shares, axes=1)
-    grain = 0.03 + 0.09 * jax.random.uniform(keys[5])
-    outside_grain = 1 + 3 * (1 - jnp.tensordot(inside, shares, axes=1))
-    return jnp.clip(image * (1 + grain * outside_grain * _grain(keys[6], image.shape)), 0.0)
+    number = jax.random.randint(keys[0], (), 0, len(heads.codes))
+    middle = jax.random.randint(keys[1], (), 0, box.shape[1])
+    voxels, samples = _axes(box, geometry, middle)
+    points = _varied(keys[2], samples, box, variation)
+    matrix = heads.vox_from_acpc[number]
+    # An affine commutes with interpolation, and the net has few knots.
+    vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
+    codes = _looked_up(heads, number, _spread_out(vox, samples))
+    depth = (codes % 256) * DEPTH_MM
+    tissues = brain_size_varied(keys[3], codes // 256, depth)
+    image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
+    spread = faults.point_spread(keys[5], list(zip(voxels, samples, strict=True)))
+    image = scanned(keys[6], apply_along(spread, image))
+    return jnp.moveaxis(image, 0, -1), _truth(is_inside(tissues), box)
 
 
-def _grain(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
-    """Texture of two scales: what tissue looks like that no label tells apart."""
-    fine, coarse = jax.random.split(key)
-    half = tuple(-(-n // 3) for n in shape)
-    blobs = jax.image.resize(jax.random.normal(coarse, half), shape, "linear")
-    return 0.5 * jax.random.normal(fine, shape) + blobs
+def is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """Whether a tissue lies in the cranial cavity."""
+    return (tissues > AIR) & (tissues <= LAST_INSIDE)
+
+
+def brain_size_varied(key: PRNGKeyArray, tissues: Int[Array, "*n"], depth_mm: Float[Array, "*n"]) -> Int[Array, "*n"]:
+    """A brain that is smaller or larger in the same skull: its surface has become fluid, or fluid near it cortex."""
+    of_which, of_depth = jax.random.split(key)
+    which, much = jax.random.uniform(of_which), jax.random.uniform(of_depth)
+    shrunken = (which < SHRUNKEN) & is_inside(tissues) & (tissues != FLUID) & (depth_mm <= much * DEEPEST_ATROPHY_MM)
+    swollen = (which > 1 - SWOLLEN) & (tissues == FLUID) & (depth_mm <= much * DEEPEST_SWELLING_MM)
+    return jnp.where(shrunken, FLUID, jnp.where(swollen, CORTEX, tissues))
+
+
+def imaged(
+    key: PRNGKeyArray,
+    tissues: Int[Array, "y x z"],
+    depth_mm: Float[Array, "y x z"],
+    samples_mm: Sequence[Float[Array, "n"]],
+    shares: Float[Array, "tissue"],
+) -> Float[Array, "y x z"]:
+    """Intensities of samples: a random contrast with grain, perhaps stripped or cut, scaled as a whole head is."""
+    keys = jax.random.split(key, 6)
+    means, stripped = contrast(keys[0]), jax.random.bernoulli(keys[1], STRIPPED)
+    rim = jax.random.uniform(keys[2], minval=THINNEST_RIM_MM, maxval=WIDEST_RIM_MM)
+    inside = is_inside(tissues)
+    shown = faults.seen(keys[3], samples_mm[0], samples_mm[2], inside)
+    shown &= ~stripped | (inside & ((tissues != FLUID) | (depth_mm <= rim)))
+    seen_shares = jnp.where(stripped & ~is_inside(jnp.arange(len(TISSUES))), 0.0, shares)
+    image = means[tissues] * (1 + grain(keys[4], inside))
+    return jnp.where(shown, image, 0.0) / white_level(means, seen_shares)
+
+
+def contrast(key: PRNGKeyArray, *, t1_weighted: bool = False) -> Float[Array, "tissue"]:
+    """Intensity of each tissue: within its range in T1-weighted scans, or, in some images unless told, anything."""
+    keys = jax.random.split(key, 4)
+    low, high = (jnp.array([tissue[end] for tissue in TISSUES]) for end in (2, 3))
+    usual = low + (high - low) * jax.random.uniform(keys[0], low.shape)
+    anything = 1.2 * jax.random.uniform(keys[1], low.shape)
+    number = jnp.arange(len(TISSUES))
+    free = jax.random.bernoulli(keys[2], RANDOM_CONTRAST)
+    free |= jax.random.bernoulli(keys[3], RANDOM_OUTSIDE) & ~is_inside(number)
+    return jnp.where(number == AIR, 0.0, jnp.where(free & (not t1_weighted), anything, usual))
+
+
+def white_level(means: Float[Array, "tissue"], shares: Float[Array, "tissue"]) -> Float[Array, ""]:
+    """What ``intensity.head_median`` would divide an image by in which tissues have these means and shares."""
+    above = shares * (means > (means * shares).sum())
+    head = shares * (means > 0.3 * _weighted_median(means, above))
+    return WHITE_OVER_MEDIAN * _weighted_median(means, head)
+
+
+def _weighted_median(values: Float[Array, "n"], weights: Float[Array, "n"]) -> Float[Array, ""]:
+    order = jnp.argsort(values)
+    total = jnp.cumsum(weights[order])
+    return values[order][jnp.argmax(total >= 0.5 * total[-1])]
+
+
+def grain(key: PRNGKeyArray, inside: Bool[Array, "i j k"]) -> Float[Array, "i j k"]:
+    """Texture of two scales, stronger outside the cavity: what tissue looks like that no label tells apart."""
+    keys = jax.random.split(key, 4)
+    amount, outside = jax.random.uniform(keys[0], (2,)) * jnp.array([0.08, 0.3])
+    fine = jax.random.normal(keys[1], inside.shape)
+    i, j, k = (size // 5 + 1 for size in inside.shape)
+    blobs = faults.smooth_noise(keys[2], inside.shape, (i, j, k))
+    return jnp.clip(jnp.where(inside, amount, outside) * (0.6 * fine + blobs), -0.9, 1.5)
+
+
+def scanned(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array, "slice h w"]:
+    """Gamma, receive field, ghost, noise and gain."""
+    keys = jax.random.split(key, 5)
+    image = jnp.clip(image, 1e-3) ** jnp.exp(GAMMA * jax.random.normal(keys[0]))
+    image = faults.biased(keys[1], image, BIAS)
+    image = faults.noisy(keys[2], faults.ghosted(keys[3], image), NOISE)
+    return jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
+
+
+def _axes(box: Grid, geometry: InputGeometry, middle: Array) -> tuple[list[Array], list[Array]]:
+    """Places along y, x and z, mm, of the voxels of the slices, and of samples in and around them."""
+    low = jnp.asarray(box.space_from_vox[:3, 3])
+    slices = middle + geometry.slice_step * (jnp.arange(geometry.slices) - geometry.slices // 2)
+    voxels = [low[1] + box.spacing_mm[1] * slices]
+    voxels += [low[axis] + box.spacing_mm[axis] * jnp.arange(box.shape[axis]) for axis in (0, 2)]
+    half = geometry.slice_step * box.spacing_mm[1] * (geometry.slices // 2) + REACH_MM
+    samples = [low[1] + box.spacing_mm[1] * middle + jnp.arange(-half + PIXEL_MM / 2, half, PIXEL_MM)]
+    for axis in (0, 2):
+        size = round(box.extent_mm[axis] / PIXEL_MM)
+        samples.append(low[axis] - box.spacing_mm[axis] / 2 + PIXEL_MM * (jnp.arange(size) + 0.5))
+    return voxels, samples
+
+
+def _varied(key: PRNGKeyArray, samples: list[Array], box: Grid, variation: Variation) -> Float[Array, "3 y x z"]:
+    """Where in the stored head, in AC-PC space, the knots of a coarse net over the samples are looked up."""
+    of_flip, of_points = jax.random.split(key)
+    knots = [int(np.ceil(len(axis) * PIXEL_MM / KNOT_MM)) + 1 for axis in samples]
+    y, x, z = (jnp.linspace(axis[0], axis[-1], number) for axis, number in zip(samples, knots, strict=True))
+    y, x, z = jnp.meshgrid(y, x, z, indexing="ij")
+    centre = jnp.asarray(box.centre_mm, jnp.float32)
+    there = points_of(of_points, jnp.stack([x, y, z], -1).reshape(-1, 3), centre, variation)
+    flip = jnp.where(jax.random.bernoulli(of_flip), -1.0, 1.0)
+    return (there * jnp.array([flip, 1.0, 1.0])).T.reshape(3, *knots)
+
+
+def _spread_out(net: Float[Array, "c p q r"], samples: list[Array]) -> Float[Array, "c y x z"]:
+    """Values on a coarse net over the samples, at every sample."""
+    steps = [interpolation(len(axis), number) for axis, number in zip(samples, net.shape[1:], strict=True)]
+    return jnp.stack([apply_along(steps, channel) for channel in net])
+
+
+def _looked_up(heads: Heads, number: Array, vox: Float[Array, "3 y x z"]) -> Int[Array, "y x z"]:
+    """Code of the voxel that each sample lies in; air beyond the map, whose last voxels are air."""
+    shape = heads.codes.shape[1:]
+    i, j, k = (jnp.rint(jnp.clip(axis, 0, size - 1)).astype(jnp.int32) for axis, size in zip(vox, shape, strict=True))
+    index = ((number * shape[0] + i) * shape[1] + j) * shape[2] + k
+    return heads.codes.reshape(-1).at[index].get(mode="promise_in_bounds").astype(jnp.int32)
+
+
+def _truth(inside: Bool[Array, "y x z"], box: Grid) -> Float[Array, "x z 2"]:
+    """Shares of outside and cavity in the voxels of the middle slice."""
+    thick, wide, high = (round(box.spacing_mm[axis] / PIXEL_MM) for axis in (1, 0, 2))
+    first = (inside.shape[0] - thick) // 2
+    x, _, z = box.shape
+    share = inside[first : first + thick].reshape(thick, x, wide, z, high).mean(axis=(0, 2, 4))
+    return jnp.stack([1 - share, share], axis=-1)
