@@ -14,12 +14,26 @@ from hypodask.recipes import __main__ as command_line
 from hypodask.recipes import hypothalamus, icv
 from hypodask.recipes.__main__ import main
 from hypodask.recipes.figures import held_out, summary, write_figures
-from hypodask.recipes.hypothalamus import CORE, HYPOTHALAMUS_GEOMETRY, hypothalamus_stored_grid, hypothalamus_task
-from hypodask.recipes.icv import ICV_GEOMETRY, icv_head, icv_stored_grid, icv_task
+from hypodask.recipes.hypothalamus import (
+    CORE,
+    HYPOTHALAMUS_GEOMETRY,
+    hypothalamus_card,
+    hypothalamus_stored_grid,
+    hypothalamus_task,
+    sharpened,
+)
+from hypodask.recipes.icv import ICV_GEOMETRY, icv_agreement, stored_map, synthetic_scan
+from hypodask.resample import resample
 from hypodask.segmentation.predict import input_grid
+from hypodask.segmentation.segmentation import Segmentation
 
 FIGURES = {
-    name: {"dice": overlap, "volume_mm3": volume, "consensus_mm3": 1000.0}
+    name: {
+        "dice": overlap,
+        "volume_mm3": volume,
+        "consensus_mm3": 1000.0,
+        "parts_mm3": {"posterior_left": [110.0, 100.0]},
+    }
     for name, overlap, volume in (("a", 0.9, 1000.0), ("b", 0.92, 1100.0), ("c", 0.94, 900.0))
 }
 
@@ -31,69 +45,95 @@ def pose(monkeypatch):
     monkeypatch.setattr(icv, "align", lambda scan: pose)
 
 
+def layered():
+    """Brain, skin and air in layers of 8 mm voxels along x, from the left of the head to beyond its right."""
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[4:12], labels[12:16] = 2, 511
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = -76.0
+    return labels, Grid(labels.shape, affine, "scanner")
+
+
 def test_training_grids_hold_what_the_networks_will_see():
     stored, seen = hypothalamus_stored_grid(), input_grid(HYPOTHALAMUS_GEOMETRY)
     assert np.empty(stored.shape)[CORE].shape == seen.shape
     np.testing.assert_allclose(stored.centre_mm, seen.centre_mm)
-    np.testing.assert_allclose(icv_stored_grid().centre_mm, input_grid(ICV_GEOMETRY).centre_mm)
 
 
 def test_a_hypothalamic_example_is_a_head_in_units_of_white_matter_with_its_truth(monkeypatch):
     monkeypatch.setattr(hypothalamus, "BLURS_MM", ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6)))
     monkeypatch.setattr(hypothalamus, "BLUR_SHARES", (0.5, 0.5))
     shape = hypothalamus_stored_grid().shape
-    truth = np.zeros((2, *shape), np.float16)
-    truth[0, 40:60], truth[1, 68:88] = 1, 1
+    truth = np.zeros((10, *shape), np.float16)
+    truth[0, 40:50], truth[5, 62:72] = 1, 1
     task = hypothalamus_task([{"image": np.full(shape, 400.0, np.float32), "truth": truth}])
     head = task.make(jax.random.key(0))
     np.testing.assert_allclose(head.image, 1.0, atol=1e-3)
-    np.testing.assert_array_equal(head.truth, truth)
-    np.testing.assert_array_equal(task.mirror(head.truth), truth[::-1])
-
-
-def test_an_icv_example_is_true_inside_the_skull_whatever_tissues_its_head_has():
-    half = icv_stored_grid().shape[0] // 2
-    brain, skin = np.zeros((2, *icv_stored_grid().shape), np.uint8)
-    brain[:half], skin[half:] = 255, 255
-    task = icv_task([(np.stack([brain, skin]), ["white", "507"]), (brain[None], ["fluid"])])
-    for key in range(3):
-        head = task.make(jax.random.key(key))
-        np.testing.assert_allclose(head.truth[0], brain / 255, atol=1e-6)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(head.truth), -1, 0), truth)
+    np.testing.assert_array_equal(task.mirror(head.truth)[..., 5], truth[0])
+    assert head.growth.shape == (4, 3, *(n // 2 for n in shape))
 
 
 def test_a_label_map_is_posed_and_kept(pose, tmp_path):
-    labels = np.zeros((20, 20, 20), np.int16)
-    labels[4:12], labels[12:16] = 2, 507
-    affine = np.diag([8.0, 8.0, 8.0, 1.0])
-    affine[:3, 3] = -76.0
-    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "seg_01.nii.gz")
-    shares, names = icv_head(tmp_path / "seg_01.nii.gz", tmp_path)
-    assert names == ["white", "507"]
-    assert shares.shape == (2, *icv_stored_grid().shape)
-    assert np.load(tmp_path / "seg_01.npz")["icv_mm3"] == pytest.approx(8 * 20 * 20 * 8.0**3)
-    (tmp_path / "seg_01.nii.gz").unlink()
-    np.testing.assert_array_equal(icv_head(tmp_path / "seg_01.nii.gz", tmp_path)[0], shares)
+    path = tmp_path / "seg_01.nii.gz"
+    labels, grid = layered()
+    nib.save(nib.Nifti1Image(labels, np.array(grid.space_from_vox)), path)
+    stored = stored_map(path, tmp_path)
+    assert stored.codes.shape == (12, 20, 20)  # trimmed to the head
+    np.testing.assert_allclose(stored.vox_from_acpc @ [-44.0, -76.0, -76.0, 1], [0, 0, 0, 1])
+    path.unlink()
+    np.testing.assert_array_equal(stored_map(path, tmp_path).codes, stored.codes)
 
 
-def test_the_image_that_finds_the_pose_shows_tissues_inside_the_skull_only():
-    labels = np.array([[[0, 2, 24, 507]]], np.int16)
-    scan = icv._t1w_of(labels, Grid(labels.shape, np.eye(4), "scanner"), "seg_01")
-    assert scan.data.round().ravel().tolist() == [0, 1000, 200, 0]
+def test_a_synthetic_scan_shows_every_tissue_where_its_label_is():
+    labels, grid = layered()
+    data = synthetic_scan(labels, grid, seed=1).data
+    white, skin, air = data[6:10].mean(), data[13:15].mean(), data[17:].mean()
+    assert white == pytest.approx(1000, rel=0.06)
+    assert 200 < skin < 1700
+    assert air < 50
+    assert data[6:10].std() > 10
+
+
+def test_volume_and_overlap_of_a_network_that_outlines_the_label_map_itself(pose, tmp_path):
+    path = tmp_path / "seg_13.nii.gz"
+    labels, grid = layered()
+    nib.save(nib.Nifti1Image(labels, np.array(grid.space_from_vox)), path)
+
+    class Right:
+        def segment(self, scan, alignment):
+            onto = input_grid(ICV_GEOMETRY)
+            inside = resample((labels == 2).astype(np.float32), grid, onto)
+            return Segmentation(np.stack([1 - inside, inside]), onto, ICV)
+
+    figures = icv_agreement(Right(), [path])
+    assert list(figures) == [f"seg_13 {image}" for image in range(4)]
+    for figure in figures.values():
+        assert figure["dice"] == 1
+        assert figure["volume_mm3"] == pytest.approx(figure["consensus_mm3"], rel=0.02)
 
 
 def test_a_network_that_says_what_the_consensus_says_agrees_with_it():
     shape = hypothalamus_stored_grid().shape
-    truth = np.zeros((2, *shape), np.float32)
-    truth[0, 50:60, 30:50, 50:70], truth[1, 68:78, 30:50, 50:70] = 1, 1
+    truth = np.zeros((10, *shape), np.float32)
+    truth[0, 36:46, 30:50, 40:60], truth[7, 66:76, 30:50, 40:60] = 1, 1
+    labels = truth[(slice(None), *CORE)]
+    right = Segmentation(np.stack([1 - labels.sum(0), *labels]), input_grid(HYPOTHALAMUS_GEOMETRY), HYPOTHALAMUS)
+    figures = hypothalamus.agreement(right, {"truth": truth})
+    parts = figures.pop("parts_mm3")
+    assert figures == pytest.approx({"dice": 1.0, "volume_mm3": 1000.0, "consensus_mm3": 1000.0})
+    assert parts["hypothalamus_left"] == parts["anterior_inferior_left"] == pytest.approx((500.0, 500.0))
+    assert parts["posterior_right"] == pytest.approx((500.0, 500.0))
 
-    class Right:
-        def posteriors(self, image):
-            assert image.shape == HYPOTHALAMUS_GEOMETRY.shape
-            labels = truth[(slice(None), *CORE)]
-            return np.stack([1 - labels.sum(0), *labels])
 
-    figures = hypothalamus._agreement(Right(), {"image": np.ones(shape, np.float32), "truth": truth})
-    assert figures == {"dice": 1.0, "volume_mm3": 1000.0, "consensus_mm3": 1000.0}
+def test_the_outline_of_a_sharpened_consensus_is_where_it_was_and_its_sum_is_what_it_encloses():
+    ramp = np.clip((10 - np.abs(np.arange(64) - 31.5)) / 12 + 0.5, 0, 1).astype(np.float16)
+    truth = np.stack([0.7 * ramp, 0.3 * ramp])[:, :, None, None].astype(np.float16)
+    truth[:, :15] = 0.04  # what single runs leak
+    sharp = sharpened(truth).astype(np.float32).sum(0)
+    np.testing.assert_array_equal(sharp > 0.5, truth.astype(np.float32).sum(0) > 0.5)
+    assert sharp.sum() == pytest.approx((sharp > 0.5).sum(), rel=0.02)
+    assert truth.sum() > 1.05 * (sharp > 0.5).sum()
 
 
 def test_figures_of_held_out_heads_give_the_error_of_the_volume():
@@ -119,11 +159,12 @@ def test_figures_of_all_folds_are_gathered(tmp_path):
 
 
 def test_cards_say_what_was_measured_on_what():
-    card = hypothalamus._hypothalamus_card(12, 4000, FIGURES)
+    card = hypothalamus_card(12, 3, 4000, FIGURES)
+    assert (card.members, card.volume_heads, card.part_volume_sd) == (3, 3, {"posterior_left": pytest.approx(0.1)})
     assert (card.protocol, card.geometry) == (HYPOTHALAMUS.protocol, HYPOTHALAMUS_GEOMETRY)
     assert "pseudo-labels" in str(card.metrics["measured_on"])
     assert "12 public T1-weighted heads" in card.training_data
-    cavity = icv._icv_card(13, 1500, {})
+    cavity = icv.icv_card(13, 1500, {})
     assert (cavity.protocol, cavity.metrics, cavity.relative_volume_sd) == (ICV.protocol, {}, None)
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from hypodask.network.weights import Task as TaskName
 
 log = logging.getLogger(__name__)
 
-Figures = dict[str, dict[str, float]]
+Figures = dict[str, dict[str, Any]]
 """Dice overlap and volumes of each head that was left out."""
-
 
 Measured = tuple[dict[str, float | str], float | None]
 """Metrics of a model card, and the relative standard deviation of the volume."""

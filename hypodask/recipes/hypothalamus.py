@@ -1,12 +1,14 @@
 """The hypothalamus, learnt from the consensus of the published network on real heads."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float16, PRNGKeyArray
+from jaxtyping import Bool, Float, Float16, PRNGKeyArray
 from numpy import ndarray
 
 from hypodask.agreement import dice
@@ -14,10 +16,12 @@ from hypodask.alignment import align
 from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, transform_points
 from hypodask.intensity import scale_by
 from hypodask.labels import HYPOTHALAMUS, LabelTable
+from hypodask.network.architectures import SliceNetwork
 from hypodask.network.augment import Variation
 from hypodask.network.learn import Schedule
 from hypodask.network.unet import UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
+from hypodask.recipes.calibration import calibrated, fitted_offset, shifted
 from hypodask.recipes.figures import Figures, held_out, made, summary, whole_card, write_figures
 from hypodask.recipes.versions import BLUR_SHARES, BLURS_MM, versions_of
 from hypodask.resample import resample
@@ -25,10 +29,15 @@ from hypodask.scan import read_scan
 from hypodask.segmentation.growth import growth_field, halved, halved_grid, third_ventricle
 from hypodask.segmentation.keras_import import import_hypothalamus_seg
 from hypodask.segmentation.predict import ShippedNetwork, input_grid, mirrored_channels
+from hypodask.segmentation.segmentation import Segmentation
 from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Head, Task, train
+from hypodask.volumes import measure
 
 log = logging.getLogger(__name__)
+
+Heads = dict[str, dict[str, ndarray]]
+"""Images and consensus by the head's name."""
 
 HYPOTHALAMUS_GEOMETRY = InputGeometry(
     spacing_mm=(0.5, 0.5, 0.5),
@@ -49,6 +58,16 @@ HYPOTHALAMUS_NETWORK = UNetConfig(in_channels=5, out_channels=1 + len(HYPOTHALAM
 
 PLAIN = Variation()
 """How far examples are varied."""
+
+FOLDS = (
+    ("colin27_ch2", "fnndsc_eun", "seecog_wide_ventricles_defaced"),
+    ("dcmqa_uih_uMR770_a", "plot_atlas_brain", "studyforrest_3T_philips_067mm_defaced"),
+    ("myconnectome_ds000031_3T_face", "freesurferformats_brain"),
+)
+"""Heads that each member leaves out, whole heads, stripped and defaced ones among them; two of the ten are learnt from
+by all."""
+
+VOXEL_MM3 = float(np.prod(HYPOTHALAMUS_GEOMETRY.spacing_mm))
 
 UNSURE = (0.2, 0.8)
 """Posteriors of the consensus that become 0 and 1."""
@@ -139,48 +158,120 @@ def scaled(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k"]:
 
 
 def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
-    """Learn the hypothalamus from the real heads in ``data``, but those whose names are in ``leave_out``.
+    """Learn the hypothalamus from the real heads in ``data``, in folds that each leave some of them out.
 
-    With heads left out this measures: their overlap and volumes go to the log and to ``held-out.json``.
+    The networks of all ``FOLDS`` together, calibrated on the heads that each has not seen, are the shipped one. With
+    ``leave_out`` only that one fold is learnt, so that folds may run on different machines that share ``work``.
     """
     folder = made(work / "hypothalamus")
     weights = next((data / "models").glob("*.h5"))
     paths = sorted([*(data / "scans").iterdir(), *(data / "scans_stripped").iterdir()])
     heads = {path.name.split(".")[0]: hypothalamus_head(path, weights, folder) for path in paths}
-    kept = [head for name, head in heads.items() if name not in leave_out]
-    run = made(work / f"hypothalamus-{'without-' + '-'.join(leave_out) if leave_out else 'all'}"[:120])
-    schedule = Schedule(steps=steps)
-    model = train(hypothalamus_task(kept), HYPOTHALAMUS_NETWORK, schedule, checkpoint=run / "checkpoint.safetensors")
-    card = _hypothalamus_card(len(kept), steps, held_out(work, "hypothalamus"))
-    save_weights(run / "hypothalamus.safetensors", model, card)
-    network = ShippedNetwork((model,), card, "")
-    figures = {name: _agreement(network, heads[name]) for name in leave_out}
-    write_figures(run / "held-out.json", figures)
+    members = {fold: fold_member(heads, fold, work, steps) for fold in ((leave_out,) if leave_out else FOLDS)}
+    if not leave_out:
+        join_folds(members, heads, work, steps)
 
 
-def _hypothalamus_card(heads: int, steps: int, figures: Figures) -> ModelCard:
+def fold_member(heads: Heads, left_out: tuple[str, ...], work: Path, steps: int) -> SliceNetwork:
+    """The network of one fold, learnt from the heads that are not left out."""
+    kept = [head for name, head in heads.items() if name not in left_out]
+    schedule = Schedule(steps=steps, seed=FOLDS.index(left_out) if left_out in FOLDS else 0)
+    checkpoint = made(fold_folder(work, left_out)) / "checkpoint"
+    return train(hypothalamus_task(kept), HYPOTHALAMUS_NETWORK, schedule, checkpoint=checkpoint)
+
+
+def fold_folder(work: Path, left_out: tuple[str, ...]) -> Path:
+    """Where the run that leaves some heads out keeps what it makes."""
+    return work / f"hypothalamus-without-{'-'.join(left_out)}"[:200]
+
+
+def join_folds(members: dict[tuple[str, ...], SliceNetwork], heads: Heads, work: Path, steps: int) -> None:
+    """Calibrate the networks of all folds, measure each on the heads that it has not seen, and write all as one.
+
+    What measures a head is calibrated without it; the shipped networks are calibrated on all.
+    """
+    found = {
+        name: (_outlined(model, heads[name]), _outline(heads[name]).sum() * VOXEL_MM3)
+        for fold, model in members.items()
+        for name in fold
+    }
+    for fold, model in members.items():
+        offset = fitted_offset({name: one for name, one in found.items() if name not in fold})
+        card = hypothalamus_card(len(heads) - len(fold), 1, steps, {})
+        save_weights(fold_folder(work, fold) / "hypothalamus.safetensors", calibrated(model, offset), card)
+        figures = {name: agreement(shifted(found[name][0], offset), heads[name]) for name in fold}
+        write_figures(fold_folder(work, fold) / "held-out.json", figures)
+    offset = fitted_offset(found)
+    log.info("log-odds of the background: %+.3f", offset)
+    card = hypothalamus_card(len(heads), len(members), steps, held_out(work, "hypothalamus"))
+    together = [calibrated(model, offset) for model in members.values()]
+    save_weights(made(work / "hypothalamus-all") / "hypothalamus.safetensors", together, card)
+
+
+def _outlined(model: SliceNetwork, head: dict[str, ndarray]) -> Segmentation:
+    """What a network says of a head on the training grid."""
+    network = ShippedNetwork((model,), hypothalamus_card(1, 1, 0, {}), "")
+    return network.outlined(scaled(head["image"])[CORE])
+
+
+def _outline(head: dict[str, ndarray]) -> Bool[ndarray, "x y z"]:
+    """The consensus of a head, where the network sees it."""
+    return head["truth"][(slice(None), *CORE)].sum(axis=0, dtype=np.float32) > 0.5
+
+
+def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) -> ModelCard:
+    """What is known of the network, or of the networks of all folds together."""
     measured_on = (
-        f"{len(figures)} real heads ({', '.join(figures)}) that a network of the same recipe had not learnt from, only "
-        "the other heads; against the consensus of the published network on them (pseudo-labels of another tool, not "
-        "manual outlines). The shipped weights learnt from all heads"
+        f"{len(figures)} real heads ({', '.join(figures)}), each by one member that had not learnt from it and was "
+        "calibrated without it; against the consensus of the published network on them (pseudo-labels of another tool, "
+        "not manual outlines). All members together are not measured: every head was learnt from by some"
     )
     training_data = (
         f"{heads} public T1-weighted heads, whole and skull-stripped, with the consensus of 24 runs of the published "
-        "subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, local size, contrast, bias, noise "
-        f"and blur; {steps} steps"
+        "subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, size of the hypothalamus and of "
+        f"the third ventricle, contrast, bias, noise and blur; {steps} steps"
     )
-    return whole_card(
+    if members > 1:
+        training_data = f"Each of {members} members left some heads out. {training_data}"
+    card = whole_card(
         HYPOTHALAMUS, HYPOTHALAMUS_NETWORK, HYPOTHALAMUS_GEOMETRY, training_data, summary(figures, measured_on)
     )
+    changes = "0.2.0: subunits, sharper soft labels, heads that shrink and grow, the networks of all folds together"
+    return replace(
+        card,
+        version="0.2.0",
+        members=members,
+        volume_heads=len(figures) if card.relative_volume_sd else None,
+        part_volume_sd=_part_spread(figures),
+        changelog=(changes, *card.changelog),
+    )
 
 
-def _agreement(network: ShippedNetwork, head: dict[str, ndarray]) -> dict[str, float]:
-    """Overlap and volumes of one head against its consensus."""
-    posteriors = network.posteriors(scaled(head["image"])[CORE])[1:]
-    truth = head["truth"][(slice(None), *CORE)].astype(np.float32)
-    voxel_mm3 = float(np.prod(HYPOTHALAMUS_GEOMETRY.spacing_mm))
-    return {
-        "dice": dice(posteriors.sum(0) > 0.5, truth.sum(0) > 0.5),
-        "volume_mm3": float(posteriors.sum() * voxel_mm3),
-        "consensus_mm3": float(truth.sum() * voxel_mm3),
+def agreement(found: Segmentation, head: dict[str, ndarray]) -> dict[str, Any]:
+    """Overlap and volumes of one head against its consensus: of the whole, and of every structure."""
+    truth = sharpened(head["truth"][(slice(None), *CORE)].astype(np.float32))
+    measured, outline = measure(found).soft_mm3, _outline(head)
+    parts = {
+        label.structure: (measured[label.structure], float(channel.sum(dtype=np.float32) * VOXEL_MM3))
+        for label, channel in zip(HYPOTHALAMUS, truth, strict=True)
     }
+    for side in ("left", "right"):
+        ours, theirs = np.sum([parts[label.structure] for label in HYPOTHALAMUS.of(side)], axis=0).tolist()
+        parts[f"hypothalamus_{side}"] = (ours, theirs)
+    return {
+        "dice": dice(found.posteriors[0] < 0.5, outline),
+        "volume_mm3": measured["hypothalamus"],
+        "consensus_mm3": float(outline.sum() * VOXEL_MM3),
+        "parts_mm3": parts,
+    }
+
+
+def _part_spread(figures: Figures) -> dict[str, float]:
+    """Relative standard deviation of the volume of every side and subunit over the heads that were left out."""
+    if len(figures) < 3:
+        return {}
+    ratios = {
+        part: np.array([np.divide(*figure["parts_mm3"][part]) for figure in figures.values()])
+        for part in next(iter(figures.values()))["parts_mm3"]
+    }
+    return {part: float(np.sqrt(np.mean((ratio - 1) ** 2))) for part, ratio in ratios.items()}

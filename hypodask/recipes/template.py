@@ -10,6 +10,7 @@ from hypodask.alignment.search import ADULT_STRETCH
 from hypodask.grid import Grid
 from hypodask.labels import HYPOTHALAMUS
 from hypodask.recipes.figures import made
+from hypodask.recipes.hypothalamus import sharpened
 from hypodask.scan import Scan
 from hypodask.segmentation.keras_import import import_hypothalamus_seg
 from hypodask.segmentation.teacher import consensus
@@ -33,6 +34,7 @@ def outline_template(data: Path, work: Path) -> None:
     weights = next((data / "models").glob("*.h5"))
     outlines, volumes = consensus(brain, adult, import_hypothalamus_seg(weights), grid)
     log.info("runs %s mm3, consensus %.0f mm3", volumes.round(), outlines.posteriors[1:].sum() * 0.125)
-    sides = [outlines.posteriors[[label.index for label in HYPOTHALAMUS.of(side)]].sum(0) for side in ("left", "right")]
+    sharp = sharpened(outlines.posteriors[1:])
+    sides = [sharp[[label.index - 1 for label in HYPOTHALAMUS.of(side)]].sum(0) for side in ("left", "right")]
     posteriors = np.round(255 * np.stack(sides)).astype(np.uint8)
     np.savez_compressed(made(work) / "hypothalamus_mni152.npz", posteriors=posteriors, mni_from_vox=corner)
