@@ -1,30 +1,34 @@
 """Training: right examples are drawn, a simple task is learnt, and a run that was stopped goes on."""
 
 import logging
+import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
 
 from hypodask.agreement import dice
 from hypodask.errors import ModelError
 from hypodask.grid import box_grid
-from hypodask.network import augment, learn
+from hypodask.network import augment
+from hypodask.network import learn as learning_module
 from hypodask.network.augment import Variation
-from hypodask.network.learn import Schedule
+from hypodask.network.learn import Schedule, learn, learning, started
 from hypodask.network.unet import UNetConfig, predictor
 from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import train as training
-from hypodask.segmentation.train import Head, Task, draw, train
+from hypodask.segmentation.growth import growth_field, halved
+from hypodask.segmentation.losses import segmentation_loss
+from hypodask.segmentation.train import Head, Task, draw, drawer
 
 STORED = box_grid((24, 12, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 WANTED = box_grid((16, 4, 16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 GEOMETRY = InputGeometry((1, 1, 1), (16, 4, 16), slices=3, slice_axis=1, intensity="box_bright", slice_step=2)
 NETWORK = UNetConfig(in_channels=3, out_channels=3, widths=(4, 8))
-SCHEDULE = Schedule(steps=80, heads=4, slices=2, learning_rate=2e-2, average=0.9, checkpoint_every=30, log_every=10)
+SCHEDULE = Schedule(steps=80, heads=4, slices=2, learning_rate=2e-2, average=0.9, checkpoint_every=30)
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +41,34 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def run(plain, tmp_path_factory):
+def drawn(plain):
+    return drawer(task_of(bars), SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
     """A network that was trained without disturbance, and the checkpoint that the run left."""
-    checkpoint = tmp_path_factory.mktemp("run") / "checkpoint.safetensors"
-    return train(task_of(bars), NETWORK, SCHEDULE, checkpoint=checkpoint), checkpoint
+    checkpoint = tmp_path_factory.mktemp("run") / "checkpoint"
+    return learn(drawn, segmentation_loss, NETWORK, SCHEDULE, checkpoint=checkpoint), checkpoint
 
 
 def bars(key):
     """A broad bar on the left and a narrow one on the right, at random heights; white matter everywhere else."""
     left, right = jax.random.uniform(key, (2,), minval=-3, maxval=3)
     x, _, z = jnp.meshgrid(*(jnp.arange(n) - (n - 1) / 2 for n in STORED.shape), indexing="ij")
-    truth = jnp.stack([(jnp.abs(x + 5) < 3) & (jnp.abs(z - left) < 3), (jnp.abs(x - 5) < 2) & (jnp.abs(z - right) < 3)])
-    return Head(1 - 0.7 * truth.sum(0), truth.astype(jnp.float32))
+    bars = [(jnp.abs(x + 5) < 3) & (jnp.abs(z - left) < 3), (jnp.abs(x - 5) < 2) & (jnp.abs(z - right) < 3)]
+    truth = jnp.stack(bars, axis=-1)
+    return Head(1 - 0.7 * truth.sum(-1), truth.astype(jnp.float32))
 
 
 def slopes(key):
     """An image whose intensity is its y in mm."""
     y = (jnp.arange(STORED.shape[1]) - 5.5)[None, :, None]
-    return Head(jnp.broadcast_to(y, STORED.shape), jnp.zeros((2, *STORED.shape)))
+    return Head(jnp.broadcast_to(y, STORED.shape), jnp.zeros((*STORED.shape, 2)))
 
 
 def task_of(make):
-    return Task(make, STORED, WANTED, GEOMETRY, Variation(), lambda truth: truth[::-1])
+    return Task(make, STORED, WANTED, GEOMETRY, Variation(), lambda truth: truth[..., ::-1])
 
 
 def weights(model):
@@ -88,6 +98,22 @@ def test_labels_lie_where_the_image_shows_them(plain):
     np.testing.assert_allclose(inputs[..., 1], 1 - 0.7 * truth[..., 1:].sum(-1), atol=1e-5)
 
 
+def test_labels_grow_and_shrink_with_the_image(plain):
+    growth = jnp.asarray(0.5 * growth_field(np.asarray(halved(middle_ball())), (2.0, 2.0, 2.0)))[None]
+    ball = jnp.asarray(middle_ball())
+    task = task_of(lambda key: Head(1 - 0.7 * ball, jnp.stack([ball, jnp.zeros_like(ball)], axis=-1), growth))
+    inputs, truth = draw(task, Schedule(heads=6, slices=1), jax.random.key(4))
+    np.testing.assert_allclose(inputs[..., 1], 1 - 0.7 * truth[..., 1:].sum(-1), atol=1e-5)
+    sizes = np.asarray(truth[..., 1:].sum((1, 2, 3)))
+    assert sizes.max() > 1.2 * sizes.min()
+
+
+def middle_ball():
+    """A soft ball in the middle of the stored grid, the same in every slice that could be drawn."""
+    places = np.moveaxis(np.indices(STORED.shape), 0, -1) - (np.array(STORED.shape) - 1) / 2
+    return np.clip(6 - np.linalg.norm(places[..., [0, 2]], axis=-1), 0, 1).astype(np.float32)
+
+
 def test_channels_are_a_slice_and_its_neighbours(plain):
     inputs, _ = draw(task_of(slopes), Schedule(heads=4, slices=2), jax.random.key(3))
     np.testing.assert_allclose(inputs[..., 1] - inputs[..., 0], 2, atol=1e-4)
@@ -102,17 +128,63 @@ def test_a_simple_task_is_learnt(run):
     assert min(dice(found == side, wanted == side) for side in (1, 2)) > 0.9
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(run, caplog):
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(run, drawn, tmp_path, caplog):
+    undisturbed, _ = run
+    caplog.set_level(logging.INFO, logger=learning_module.__name__)
+    stopped = learning(drawn, segmentation_loss, NETWORK, SCHEDULE, checkpoint=tmp_path)
+    stops = [next(stopped), next(stopped)]
+    stopped.close()
+    caplog.clear()
+    resumed = list(learning(drawn, segmentation_loss, NETWORK, SCHEDULE, checkpoint=tmp_path))
+    assert [learnt.step for learnt in stops + resumed] == [30, 60, 60, 80]
+    assert [record.args[0] for record in caplog.records] == [80]
+    assert stops[1].loss == resumed[0].loss
+    assert_same_weights(stops[1].model, resumed[0].model)
+    assert_same_weights(undisturbed, resumed[1].model)
+
+
+def test_a_run_that_is_at_its_end_gives_its_weights_again(run, drawn, caplog):
     undisturbed, checkpoint = run
-    caplog.set_level(logging.INFO, logger=learn.__name__)
-    resumed = train(task_of(bars), NETWORK, SCHEDULE, checkpoint=checkpoint)
-    assert [record.args[0] for record in caplog.records] == [70, 80]
-    for a, b in zip(weights(undisturbed), weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    caplog.set_level(logging.INFO, logger=learning_module.__name__)
+    assert_same_weights(undisturbed, learn(drawn, segmentation_loss, NETWORK, SCHEDULE, checkpoint=checkpoint))
+    assert caplog.records == []
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    save_file({"0": np.zeros((3, 3)), "1": np.zeros(4)}, checkpoint)
+def test_a_checkpoint_of_another_network_is_refused(run, drawn):
     with pytest.raises(ModelError, match="belongs to another network; delete it"):
-        train(task_of(bars), NETWORK, SCHEDULE, checkpoint=checkpoint)
+        learn(drawn, segmentation_loss, replace(NETWORK, widths=(6, 8)), SCHEDULE, checkpoint=run[1])
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(run, drawn, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(run[1], checkpoint)
+    shutil.copytree(checkpoint / "80", checkpoint / "90.orbax-checkpoint-tmp")
+    (checkpoint / "90.orbax-checkpoint-tmp" / "commit_success.txt").unlink(missing_ok=True)
+    assert_same_weights(run[0], learn(drawn, segmentation_loss, NETWORK, SCHEDULE, checkpoint=checkpoint))
+
+
+def test_weights_to_start_from_are_kept_but_for_classes_of_another_number(run, caplog):
+    caplog.set_level(logging.INFO, logger=learning_module.__name__)
+    assert_same_weights(run[0], started(NETWORK, 5, run[0]))
+    assert caplog.records == []
+    other = started(replace(NETWORK, out_channels=5), 5, run[0])
+    assert_same_weights(run[0].down, other.down)
+    assert other.classify.kernel[...].shape == (1, 1, 4, 5)
+    assert "3 classes: the last layer, of 5, is drawn anew" in caplog.text
+
+
+def test_weights_of_another_shape_to_start_from_are_refused(run):
+    with pytest.raises(ModelError, match="may differ: start from other weights, or from scratch"):
+        started(replace(NETWORK, widths=(4, 12)), 0, run[0])
+
+
+def test_in_half_precision_the_loss_falls_too_and_weights_stay_single(drawn):
+    schedule = replace(SCHEDULE, precision="bfloat16", steps=20, checkpoint_every=5)
+    stops = list(learning(drawn, segmentation_loss, NETWORK, schedule))
+    assert {leaf.dtype for leaf in weights(stops[-1].model)} == {np.dtype(np.float32)}
+    assert stops[-1].loss < 0.7 * stops[0].loss
+
+
+def assert_same_weights(a, b):
+    for one, other in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(one, other)

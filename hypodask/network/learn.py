@@ -1,26 +1,26 @@
 """Learning of a U-Net from batches that are made on the fly.
 
 AdamW with a cosine schedule; an exponential average of the weights is what is kept. A checkpoint is written
-as it goes, and the same call goes on from it.
+as it goes, and the same call goes on from it. A run may start from the weights of another, and compute in half the
+precision: then parameters, their average and the loss stay in single.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
-from safetensors.numpy import load_file, save_file
 
 from hypodask.errors import ModelError
+from hypodask.network.checkpoints import keep, restored
 from hypodask.network.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ Batch = tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]
 Drawer = Callable[[PRNGKeyArray], Batch]
 Loss = Callable[[Float[Array, "n h w class"], Float[Array, "n h w class"]], Float[Array, ""]]
 """Of a network's answer and the truth."""
+
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,20 @@ class Schedule:
     average: float = 0.995
     """Decay of the average of the weights."""
     seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 100
+    checkpoint_every: int = 50
+    """Steps from one checkpoint, and one line of the log, to the next."""
+    precision: Precision = "float32"
+    """Of the network's arithmetic; ``bfloat16`` is faster on a GPU, and slower on most CPUs."""
+
+
+class Learnt(NamedTuple):
+    """Where a run is."""
+
+    step: int
+    loss: float
+    """Mean over the steps since the checkpoint before."""
+    model: UNet
+    """With the averaged weights."""
 
 
 class _State(NamedTuple):
@@ -58,9 +73,19 @@ class _State(NamedTuple):
     average: Any
     optimizer: Any
     step: Array
+    loss: Array
+    """Sum since the last checkpoint."""
 
 
-def learn(drawn: Drawer, loss: Loss, config: UNetConfig, schedule: Schedule, *, checkpoint: Path | None = None) -> UNet:
+def learn(
+    drawn: Drawer,
+    loss: Loss,
+    config: UNetConfig,
+    schedule: Schedule,
+    *,
+    checkpoint: Path | None = None,
+    initial: UNet | None = None,
+) -> UNet:
     """Learn a U-Net.
 
     Parameters
@@ -74,8 +99,10 @@ def learn(drawn: Drawer, loss: Loss, config: UNetConfig, schedule: Schedule, *, 
     schedule
         Steps and rates.
     checkpoint
-        Written every ``schedule.checkpoint_every`` steps, and gone on from where it exists: what comes out is
+        Folder, written every ``schedule.checkpoint_every`` steps and gone on from where it exists: what comes out is
         what an undisturbed run gives.
+    initial
+        A network to start from, of the same shape but for its classes.
 
     Returns
     -------
@@ -85,23 +112,78 @@ def learn(drawn: Drawer, loss: Loss, config: UNetConfig, schedule: Schedule, *, 
     Raises
     ------
     ModelError
-        If the checkpoint belongs to another network.
+        If the checkpoint belongs to another network, or ``initial`` has another shape.
     """
-    model = UNet(config, rngs=nnx.Rngs(schedule.seed))
+    *_, last = learning(drawn, loss, config, schedule, checkpoint=checkpoint, initial=initial)
+    return last.model
+
+
+def learning(
+    drawn: Drawer,
+    loss: Loss,
+    config: UNetConfig,
+    schedule: Schedule,
+    *,
+    checkpoint: Path | None = None,
+    initial: UNet | None = None,
+) -> Iterator[Learnt]:
+    """As :func:`learn`, one stop after the other: at every checkpoint, the one gone on from included, and at the end.
+
+    Whoever leaves off early can go on later by the same call.
+    """
+    model = started(config, schedule.seed, initial)
     graph, params, stats = cast(tuple[Any, Any, Any], nnx.split(model, nnx.Param, nnx.BatchStat))
-    optimizer = _optimizer(schedule)
-    state = _resumed(_State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0)), checkpoint)
-    key, losses = jax.random.key(schedule.seed), []
+    optimizer, zero = _optimizer(schedule), jnp.asarray(0.0)
+    state = _State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0), zero)
+    state = restored(checkpoint, state) if checkpoint else state
+    if state.step:
+        yield _learnt(graph, state, schedule)
+        state = state._replace(loss=zero)
+    key = jax.random.key(schedule.seed)
     for step in range(int(state.step), schedule.steps):
         inputs, truth = drawn(jax.random.fold_in(key, step))
-        state, value = _learn(graph, optimizer, loss, schedule.average, state, inputs, truth)
-        losses.append(float(value))
-        if step % schedule.log_every == schedule.log_every - 1:
-            log.info("step %d loss %.4f", step + 1, np.mean(losses[-schedule.log_every :]))
-        if checkpoint and step % schedule.checkpoint_every == schedule.checkpoint_every - 1:
-            _keep(state, checkpoint)
-    params, stats = state.average
-    return cast(UNet, nnx.merge(graph, params, stats))
+        state = _learn(graph, optimizer, loss, schedule, state, inputs, truth)
+        if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
+            learnt = _learnt(graph, state, schedule)
+            log.info("step %d loss %.4f", learnt.step, learnt.loss)
+            if checkpoint:
+                keep(checkpoint, step + 1, state)
+            yield learnt
+            state = state._replace(loss=zero)
+
+
+def started(config: UNetConfig, seed: int, initial: UNet | None = None) -> UNet:
+    """A network to begin with: random weights, or those of another, whose classes are drawn anew if they differ.
+
+    Raises
+    ------
+    ModelError
+        If ``initial`` has another shape.
+    """
+    model = UNet(config, rngs=nnx.Rngs(seed))
+    if initial is None:
+        return model
+    if replace(initial.config, out_channels=config.out_channels) != config:
+        raise ModelError(
+            f"the weights to start from are of {initial.config}, the network to be learnt is {config}; only classes "
+            "(out_channels) may differ: start from other weights, or from scratch"
+        )
+    kept = nnx.state(initial, nnx.Any(nnx.Param, nnx.BatchStat))
+    if initial.config.out_channels != config.out_channels:
+        log.info(
+            "starting from weights of %d classes: the last layer, of %d, is drawn anew",
+            initial.config.out_channels,
+            config.out_channels,
+        )
+        del kept["classify"]
+    nnx.update(model, kept)
+    return model
+
+
+def _learnt(graph: Any, state: _State, schedule: Schedule) -> Learnt:
+    step = int(state.step)
+    steps = step % schedule.checkpoint_every or schedule.checkpoint_every
+    return Learnt(step, float(state.loss) / steps, cast(UNet, nnx.merge(graph, *state.average)))
 
 
 @lru_cache(maxsize=4)
@@ -115,45 +197,29 @@ def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=schedule.weight_decay))
 
 
-@partial(jax.jit, static_argnames=("graph", "optimizer", "loss", "average"))
+@partial(jax.jit, static_argnames=("graph", "optimizer", "loss", "schedule"))
 def _learn(
     graph: Any,
     optimizer: optax.GradientTransformation,
     loss: Loss,
-    average: float,
+    schedule: Schedule,
     state: _State,
     inputs: Array,
     truth: Array,
-) -> tuple[_State, Array]:
+) -> _State:
     """One step of AdamW."""
 
     def loss_of(params: Any) -> tuple[Array, Any]:
-        model = nnx.merge(graph, params, state.stats, copy=True)
-        return loss(model(inputs, train=True), truth), nnx.state(model, nnx.BatchStat)
+        # A network computes in the type of its weights; the slopes come back through the cast in single precision.
+        cast_down = jax.tree.map(lambda weight: weight.astype(schedule.precision), params)
+        model = nnx.merge(graph, cast_down, state.stats, copy=True)
+        answer = model(inputs, train=True).astype(jnp.float32)
+        return loss(answer, truth), nnx.state(model, nnx.BatchStat)
 
     (value, stats), slopes = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(slopes, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     # The average starts as a plain mean, so that the first weights do not linger.
-    decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+    decay = jnp.minimum(schedule.average, (1 + state.step) / (10 + state.step))
     mean = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.average, (params, stats))
-    return _State(params, stats, mean, optimizer_state, state.step + 1), value
-
-
-def _keep(state: _State, checkpoint: Path) -> None:
-    """Write a checkpoint that is there whole or not at all."""
-    partial_file = checkpoint.with_suffix(".partial")
-    save_file({str(n): np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}, partial_file)
-    partial_file.replace(checkpoint)
-
-
-def _resumed(state: _State, checkpoint: Path | None) -> _State:
-    """The state of a checkpoint, where there is one."""
-    if checkpoint is None or not checkpoint.exists():
-        return state
-    stored = load_file(checkpoint)
-    leaves, tree = jax.tree.flatten(state)
-    known = [stored[name] for name in sorted(stored, key=int)]
-    if [leaf.shape for leaf in known] != [leaf.shape for leaf in leaves]:
-        raise ModelError(f"{checkpoint} belongs to another network; delete it, or train the network it was made for")
-    return cast(_State, jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in known]))
+    return _State(params, stats, mean, optimizer_state, state.step + 1, state.loss + value)
