@@ -86,8 +86,8 @@ def consensus(
         volumes.append(float((found[0] < found[1:].max(0)).sum()) * block.voxel_volume_mm3)
         total.append(np.stack([resample(channel, block, onto) for channel in found[1:]]).astype(np.float16))
     kept = np.abs(np.array(volumes) / np.median(volumes) - 1) <= options.trim
-    mean = np.mean([p for p, keep in zip(total, kept, strict=True) if keep], axis=0, dtype=np.float32)
-    return Segmentation(np.stack([1 - mean.sum(0), *mean]), onto, HYPOTHALAMUS), np.array(volumes)
+    mean = np.mean(np.stack(total)[kept], axis=0, dtype=np.float32)
+    return Segmentation(np.concatenate([1 - mean.sum(0, keepdims=True), mean]), onto, HYPOTHALAMUS), np.array(volumes)
 
 
 def teacher_window(scan: Scan, acpc_from_scanner: Float[ndarray, "4 4"]) -> tuple[float, float]:
