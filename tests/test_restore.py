@@ -1,5 +1,7 @@
 """Label maps on the slab and on the scan: an ellipsoid comes back with its volume, on its side."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from segmentations import ellipsoid, labelled
 
 from hypodask.grid import Grid, box_grid, slab_grid, transform_points
 from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS
+from hypodask.segmentation import Segmentation
 from hypodask.segmentation.restore import label_map_on, slab_label_map
 
 GRID = box_grid((48, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
@@ -112,3 +115,14 @@ def test_the_slab_is_in_acpc_space_wherever_the_segmentation_was():
     in_scanner = labelled(moved, HYPOTHALAMUS_SIDES, list(SEGMENTATION.posteriors[1:]))
     there, here = slab_label_map(in_scanner, np.linalg.inv(scanner_from_acpc)), slab_label_map(SEGMENTATION, np.eye(4))
     assert (there != here).mean() < 1e-5
+
+
+def test_a_border_that_two_labels_share_belongs_to_the_structure_unless_one_label_must_win_alone():
+    shared = np.array([0.4, 0.3, 0.3], np.float32)[:, None, None, None] * np.ones((1, 4, 4, 4), np.float32)
+    together = Segmentation(shared, box_grid((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), HYPOTHALAMUS_SIDES)
+    alone = replace(together, whole_first=False)
+    assert (together.label_map == 1).all()
+    assert (alone.label_map == 0).all()
+    for segmentation, share in ((together, 1.0), (alone, 0.0)):
+        inner = label_map_on(segmentation, segmentation.grid, np.eye(4))[1:-1, 1:-1, 1:-1]
+        assert (inner > 0).mean() == share

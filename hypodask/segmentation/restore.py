@@ -6,7 +6,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, slab_grid, transform_points
-from hypodask.segmentation.segmentation import Segmentation
+from hypodask.segmentation.segmentation import Segmentation, most_probable
 
 Part = tuple[slice, ...]
 
@@ -81,9 +81,4 @@ def _most_probable(segmentation: Segmentation, seg_from_vox: ndarray, part: Part
         ndimage.affine_transform(channel, seg_from_part, output_shape=shape, order=1, mode="grid-constant")
         for channel in segmentation.posteriors[1:]
     ]
-    best = 1 - np.sum(labels, axis=0)
-    numbers = np.zeros(shape, np.uint8)
-    for label, posterior in zip(segmentation.labels, labels, strict=True):
-        numbers[posterior > best] = label.index
-        np.maximum(best, posterior, out=best)
-    return numbers
+    return most_probable(1 - np.sum(labels, axis=0), np.stack(labels), segmentation)

@@ -22,8 +22,20 @@ class Segmentation:
     member_wholes: Float16[ndarray, "member i j k"] | None = None
     """Probability of anything but background by each member of an ensemble; None where one network answered alone."""
 
+    whole_first: bool = True
+    """Whether a voxel is of the structure where all labels together are more probable than background. Otherwise one
+    label alone must be, as in the published subunit network; where several share a border, that is less."""
+
     @property
     def label_map(self) -> UInt8[ndarray, "i j k"]:
         """The most probable label of each voxel, by its number in the table."""
-        numbers = np.array([0, *(label.index for label in self.labels)], dtype=np.uint8)
-        return numbers[self.posteriors.argmax(axis=0)]
+        return most_probable(self.posteriors[0], self.posteriors[1:], self)
+
+
+def most_probable(
+    background: Float[ndarray, "i j k"], labels: Float[ndarray, "label i j k"], segmentation: Segmentation
+) -> UInt8[ndarray, "i j k"]:
+    """Numbers of the labels that win, by the rule and the table of a segmentation."""
+    numbers = np.array([label.index for label in segmentation.labels], dtype=np.uint8)
+    inside = background < (labels.sum(axis=0) if segmentation.whole_first else labels.max(axis=0))
+    return np.where(inside, numbers[labels.argmax(axis=0)], np.uint8(0))
