@@ -21,6 +21,8 @@
     │   ├── LandmarkError                  commissures given by hand cannot be read, or cannot be those of the scan
     │   └── SegmentationError              a network found nothing where there should be something
     ├── CohortError (ValueError)           the table of scans cannot be used; nothing was run
+    ├── TrainingError (ValueError)         a run of training cannot begin: its configuration, or all of its data
+    ├── OutlineError (ValueError)          an outline drawn by hand cannot be learnt from; the others are
     ├── ModelError (ValueError)            a weights file is missing, damaged or of another kind
     ├── TransformError (ValueError)        a file of a transform cannot be read or written
     ├── StoreError (OSError)               a store is incomplete, damaged or not ours
@@ -106,6 +108,14 @@ class SegmentationError(ScanError):
 
 class CohortError(HypodaskError, ValueError):
     """The table of scans cannot be used; nothing was run."""
+
+
+class TrainingError(HypodaskError, ValueError):
+    """A run of training cannot begin."""
+
+
+class OutlineError(HypodaskError, ValueError):
+    """An outline drawn by hand cannot be learnt from; the run goes on without it."""
 
 
 class ModelError(HypodaskError, ValueError):

@@ -38,7 +38,7 @@ def find_scans(root: str) -> pd.DataFrame:
     """
     if not _is_folder(root):
         raise CohortError(f"there is no folder {root}; the root of a BIDS dataset is needed: correct the path")
-    files = sorted(file for pattern in PATTERNS for file in _matches(root, pattern))
+    files = sorted(file for pattern in PATTERNS for file in matching_files(root, pattern))
     rows = [_describe(root, file) for file in files]
     table = pd.DataFrame([row for row in rows if row], dtype=object)
     if table.empty:
@@ -49,8 +49,8 @@ def find_scans(root: str) -> pd.DataFrame:
     return table
 
 
-def _matches(root: str, pattern: str) -> Iterator[str]:
-    """Paths below the root, with forward slashes."""
+def matching_files(root: str, pattern: str) -> Iterator[str]:
+    """Paths below the root, folder or URL, with forward slashes."""
     if "://" not in root:
         return (path.relative_to(root).as_posix() for path in Path(root).glob(pattern))
     system, base = fsspec.url_to_fs(root)
@@ -107,7 +107,7 @@ def read_participants(root: str) -> pd.DataFrame:
 def read_sessions(root: str) -> pd.DataFrame:
     """All sessions.tsv as text, with ``participant_id`` and ``session`` (without ``ses-``)."""
     tables = [pd.DataFrame({"participant_id": pd.Series(dtype=object), "session": pd.Series(dtype=object)})]
-    for file in sorted(_matches(root, "sub-*/sub-*_sessions.tsv")):
+    for file in sorted(matching_files(root, "sub-*/sub-*_sessions.tsv")):
         table = _keyed(read_text(join(root, file), missing=_MISSING), join(root, file), "session_id", "ses")
         sessions = [strip_label(label, "ses") for label in table.pop("session_id")]
         tables.append(table.assign(participant_id=file.split("/")[0], session=sessions))

@@ -2,7 +2,7 @@
 
 ::
 
-    read.py      read_scan: the path of one file from bytes to Scan
+    read.py      read_scan, read_label_map: the path of one file from bytes to Scan
     source.py    bytes of a path or URL: hashed as they pass, inflated no further than asked
     nifti.py     NIfTI-1 and -2 header -> Layout
     mgh.py       MGH header -> Layout
@@ -12,7 +12,7 @@
     scan.py      Scan
 """
 
-from hypodask.scan.read import read_scan
+from hypodask.scan.read import read_label_map, read_scan
 from hypodask.scan.scan import Scan
 
-__all__ = ["Scan", "read_scan"]
+__all__ = ["Scan", "read_label_map", "read_scan"]

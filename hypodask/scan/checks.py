@@ -56,8 +56,7 @@ def check_geometry(layout: Layout) -> Grid:
     VoxelSizeError, FieldOfViewError
         If these are outside the limits of this module.
     """
-    check_affine(layout.scanner_from_vox)
-    grid = Grid(layout.shape, layout.scanner_from_vox, "scanner")
+    grid = check_place(layout)
     low, high = SPACING_LIMITS_MM
     if not all(low <= mm <= high for mm in grid.spacing_mm):
         raise VoxelSizeError(
@@ -71,6 +70,18 @@ def check_geometry(layout: Layout) -> Grid:
             f"{high:g} mm along each axis: give the whole volume, not a slice, a crop or a localizer"
         )
     return grid
+
+
+def check_place(layout: Layout) -> Grid:
+    """The grid of a layout whose voxels have a place in the scanner, whatever their size and number.
+
+    Raises
+    ------
+    BadTransformError
+        If the affine is not finite, singular, sheared or far away.
+    """
+    check_affine(layout.scanner_from_vox)
+    return Grid(layout.shape, layout.scanner_from_vox, "scanner")
 
 
 def check_affine(scanner_from_vox: Float[ndarray, "4 4"]) -> None:

@@ -1,13 +1,14 @@
 """From a path to a trusted scan."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy import ndarray
 
 from hypodask.errors import OversizeScanError, ScanError, UnreadableScanError
-from hypodask.scan.checks import check_geometry, check_intensities, check_size
+from hypodask.scan.checks import check_geometry, check_intensities, check_place, check_size
 from hypodask.scan.dicom import converted_series, is_dicom
 from hypodask.scan.layout import Layout
 from hypodask.scan.mgh import is_mgh, nifti_header, read_mgh_layout
@@ -50,9 +51,39 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     Traceback (most recent call last):
     hypodask.errors.MissingScanError: nowhere.nii.gz: there is no such file; correct the path or drop the scan ...
     """
+    return _named(path, _read_any)
+
+
+def read_label_map(path: str | os.PathLike[str]) -> Scan:
+    """Read a label map as a scan is read, by the same rules of where its voxels are, left and right included.
+
+    It may be a small block of any voxel size, and its values are not looked at.
+
+    Parameters
+    ----------
+    path
+        NIfTI or MGH, a local path or any URL that fsspec opens.
+
+    Raises
+    ------
+    ScanError
+        A subclass for each reason, as :func:`read_scan`.
+    OSError
+        If disk or network fail; another try may succeed.
+    """
+
+    def read(name: str) -> Scan:
+        with open_file(name) as file:
+            return _read_image(Source(file), name, of_head=False)
+
+    return _named(path, read)
+
+
+def _named(path: str | os.PathLike[str], read: Callable[[str], Scan]) -> Scan:
+    """A scan, or an error that begins with its path."""
     name = os.fspath(path)
     try:
-        return _read_any(name)
+        return read(name)
     except ScanError as err:
         raise type(err)(f"{name}: {err}") from err
 
@@ -73,14 +104,15 @@ def _read_series(name: str, start: bytes = b"") -> Scan:
         return replace(_read_image(Source(file), name), sha256=sha256)
 
 
-def _read_image(source: Source, name: str) -> Scan:
+def _read_image(source: Source, name: str, *, of_head: bool = True) -> Scan:
     with np.errstate(all="ignore"):  # numbers of a damaged header overflow on their way to the checks
         layout = _read_layout(source)
         check_size(layout)
-        grid = check_geometry(layout)
+        grid = check_geometry(layout) if of_head else check_place(layout)
     stored = _read_voxels(source, layout)
     sha256 = source.finish()
-    check_intensities(stored, layout.slope, layout.intercept)
+    if of_head:
+        check_intensities(stored, layout.slope, layout.intercept)
     return Scan(
         stored,
         grid,
