@@ -20,6 +20,7 @@ from scipy import ndimage
 
 import hypodask
 from benchmarks.posing import MILD, draw_pose, real_head, repose
+from hypodask.agreement import dice
 from hypodask.alignment import Alignment
 from hypodask.grid import Grid, transform_points
 from hypodask.resample import resample
@@ -121,7 +122,7 @@ def label_map_rows(network: ShippedNetwork, path: Path, images: int) -> Iterator
         wanted = resample(truth.astype(np.float32), grid, onto, onto_from_grid=alignment.acpc_from_scanner)
         true_ml = truth.sum() * grid.voxel_volume_mm3 / 1000
         row |= {"true_ml": true_ml, "error_percent": 100 * (row["icv_ml"] / true_ml - 1)}
-        row["dice"] = hypodask.dice(cavity > 0.5, wanted > 0.5)
+        row["dice"] = dice(cavity > 0.5, wanted > 0.5)
         for name, small in smaller.items() if seed < 2 else ():
             again = image_of(small, grid, seed)
             drifted, _, _ = measured(network, again, hypodask.align(again))
