@@ -103,12 +103,13 @@ def _kept(scan: Scan, axis: int, part: slice) -> Scan:
 def moved_in_the_scanner(subject: Subject, random: Generator) -> Scan:
     """Motion: in 30 to 45 % of the phase-encoding lines the head was turned by 4 to 8 degrees and shifted by 3 to 6 mm.
 
-    The lines come in bursts, those of the lowest frequencies among them.
+    The lines come in bursts of six, one of them next to the middle of k-space.
     """
     data, axis = subject.scan.data, subject.array_axis(int(random.integers(1, 3)))[0]
     moved = _nodded(subject, random)
     lines = data.shape[axis]
     burst = np.repeat(random.uniform(size=lines // 6 + 1), 6)[:lines] < random.uniform(0.30, 0.45)
+    burst[1:7] = True
     spectrum = np.where(
         np.moveaxis(burst[:, None, None], 0, axis), np.fft.fft(moved, axis=axis), np.fft.fft(data, axis=axis)
     )

@@ -79,10 +79,23 @@ def is_phantom(table: pd.DataFrame) -> pd.Series:
 # --- Ranges of sound scans -------------------------------------------------------------------------------------------
 
 
+REACH_SD = 2.5
+"""Ranges reach at least this many standard deviations to both sides: the extremes of few scans are no limits."""
+
+
 def ranges_of(sound: pd.DataFrame) -> dict[str, Range]:
-    """Lowest and highest value of every measure that was taken."""
-    taken = {name: sound[name].dropna() for name in NAMES if name in sound}
-    return {name: Range(_short(v.min()), _short(v.max()), len(v)) for name, v in taken.items() if len(v)}
+    """Range of every measure that was taken."""
+    taken = {one: sound[one.name].dropna().to_numpy(dtype=float) for one in MEASURES if one.name in sound}
+    return {one.name: _range(values, logarithmic=one.logarithmic) for one, values in taken.items() if len(values)}
+
+
+def _range(values: Float[ndarray, "n"], *, logarithmic: bool) -> Range:
+    v = np.log(np.maximum(values, 1e-6)) if logarithmic else values
+    reach = REACH_SD * v.std()
+    ends = np.array([min(v.min(), v.mean() - reach), max(v.max(), v.mean() + reach)])
+    low, high = np.exp(ends) if logarithmic else ends
+    # What is never negative, such as a share, has no range that is.
+    return Range(_short(max(low, 0.0) if values.min() >= 0 else low), _short(high), len(values))
 
 
 def _short(value: float) -> float:

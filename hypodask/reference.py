@@ -18,7 +18,7 @@ REFERENCE = "reference.json"
 
 @dataclass(frozen=True)
 class Range:
-    """Lowest and highest value of a measure on sound scans."""
+    """Where a measure lies on sound scans: from their lowest to their highest value, or 2.5 standard deviations."""
 
     low: float
     high: float

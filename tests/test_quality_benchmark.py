@@ -83,10 +83,22 @@ def test_the_area_under_the_curve_is_that_of_mann_and_whitney():
     assert area_under_curve(sound, np.array([np.inf])) == 1.0
 
 
-def test_ranges_leave_out_what_was_not_measured():
-    ranges = ranges_of(pd.DataFrame({"noise": [0.1, np.nan, 0.3], "member_spread": [np.nan] * 3}))
-    assert list(ranges) == ["noise"]
-    assert (ranges["noise"].low, ranges["noise"].high, ranges["noise"].scans) == (0.1, 0.3, 2)
+def test_ranges_leave_out_what_was_not_measured_and_reach_beyond_few_scans():
+    ranges = ranges_of(pd.DataFrame({"unseen": [0.1, np.nan, 0.3], "member_spread": [np.nan] * 3}))
+    assert list(ranges) == ["unseen"]
+    assert (ranges["unseen"].low, ranges["unseen"].high, ranges["unseen"].scans) == (0.0, 0.2 + 2.5 * 0.1, 2)
+
+
+def test_the_range_of_a_ratio_is_one_of_its_logarithm():
+    ranges = ranges_of(pd.DataFrame({"noise": [0.01, 0.04]}))
+    assert ranges["noise"].low * ranges["noise"].high == pytest.approx(0.01 * 0.04, rel=1e-3)
+
+
+def test_ranges_hold_every_scan():
+    values = np.random.default_rng(0).standard_cauchy(50)
+    ranges = ranges_of(pd.DataFrame({"sides": values}))
+    assert ranges["sides"].low <= values.min() + 0.01  # rounded
+    assert ranges["sides"].high >= values.max() - 0.01
 
 
 def test_the_rule_on_volumes_counts_interquartile_ranges_beyond_the_quartiles():

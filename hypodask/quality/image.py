@@ -120,13 +120,16 @@ def sides_log_ratio(
     return float(np.log(left / right)) if left > 0 and right > 0 else np.nan
 
 
-def air_level(data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float) -> float:
-    """Mean intensity of air, relative to white matter; not-a-number where hardly any air is in the image.
+def air_over_noise(
+    data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float, noise: float
+) -> float:
+    """Mean intensity of air over what noise alone makes of it; not-a-number where hardly any air is in the image.
 
-    Noise and what motion smears along the phase-encoding direction raise it.
+    What motion smears along the phase-encoding direction raises it above 1; it is lower where air was masked. The mean
+    of Rician noise without signal is its standard deviation times the root of pi / 2.
     """
     air = ~_head_and_around(data, spacing_mm, white)
-    return float(data[air].mean() / white) if air.mean() > 0.02 and white > 0 else np.nan
+    return float(data[air].mean() / (np.sqrt(np.pi / 2) * noise)) if air.mean() > 0.02 and noise > 0 else np.nan
 
 
 def _head_and_around(

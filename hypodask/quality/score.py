@@ -65,7 +65,7 @@ MEASURES = (
     Measure("separability", "low", 0.03, "Grey matter, white matter and fluid stand little apart ({value:.2f})."),
     Measure("fluid", "high", 0.1, "Fluid is bright: {value:.2f} of white matter."),
     Measure("sides", "both", 0.1, "The left half of the head is {ratio:.2f} times as bright as the right one."),
-    Measure("air", "high", 0.5, "Air is bright: {value:.1%} of white matter.", logarithmic=True),
+    Measure("air", "high", 0.4, "Air is {value:.1f} times as bright as noise makes it.", logarithmic=True),
 )
 """What is looked at. Steps are set so that a departure which would move a volume by more than the spread between
 people matters; the ranges themselves are measured (``hypodask/weights/reference.json``)."""
@@ -188,15 +188,15 @@ def _of_image(scan: Scan, alignment: Alignment, cavity: UInt8[ndarray, "i j k"],
     acpc_from_some = alignment.acpc_from_scanner @ scan.grid.space_from_vox @ np.diag([*steps, 1])
     box = scan.data[image.box_about_hypothalamus(scan.grid, alignment.acpc_from_scanner)]
     x_mm = sum(acpc_from_some[0, a] * n for a, n in enumerate(np.ogrid[tuple(map(slice, data.shape))]))
-    spacing = np.array(scan.grid.spacing_mm)
+    spacing, noise = np.array(scan.grid.spacing_mm), image.noise_sd(box)
     return {
-        "noise": image.noise_sd(box) / levels.contrast,
+        "noise": noise / levels.contrast,
         "edge_mm": image.edge_mm(box, scan.grid.spacing_mm, levels.contrast),
         "voxel_mm": float(spacing.max()),
         "separability": image.separability(data[inside]),
         "fluid": levels.fluid / levels.white if levels.white > 0 else np.nan,
         "sides": image.sides_log_ratio(data, inside, x_mm + acpc_from_some[0, 3]),
-        "air": image.air_level(data, tuple(spacing * steps), levels.white),
+        "air": image.air_over_noise(data, tuple(spacing * steps), levels.white, noise),
     }
 
 
