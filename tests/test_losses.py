@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypodask.segmentation.losses import segmentation_loss, soft_dice
+from hypodask.segmentation.losses import cross_entropy_jaccard_loss, segmentation_loss, soft_dice
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,19 @@ def test_loss_is_least_at_the_soft_labels_themselves():
     truth = jnp.array([0.3, 0.7]).reshape(1, 1, 1, 2)
     slope = jax.grad(lambda logits: segmentation_loss(logits, truth))(jnp.log(truth))
     assert np.abs(slope).max() < 1e-6
+
+
+def test_the_papers_loss_of_a_network_that_knows_nothing(one_pixel_of_four):
+    # Cross-entropy ln 2 over two classes; Jaccard 1.5 / (2 + 3 - 1.5) of background and 0.5 / (2 + 1 - 0.5).
+    expected = np.log(2) / 2 + 1 - (3 / 7 + 1 / 5) / 2
+    assert cross_entropy_jaccard_loss(jnp.zeros((1, 2, 2, 2)), one_pixel_of_four) == pytest.approx(expected, rel=1e-5)
+    assert cross_entropy_jaccard_loss(40 * one_pixel_of_four, one_pixel_of_four) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_papers_loss_pulls_soft_borders_to_one_side():
+    truth = jnp.array([0.3, 0.7]).reshape(1, 1, 1, 2)
+    slope = jax.grad(lambda logits: cross_entropy_jaccard_loss(logits, truth))(jnp.log(truth))
+    assert slope[..., 1] < -0.01
 
 
 def test_soft_dice_of_equal_labels_is_one_in_every_class():

@@ -153,6 +153,12 @@ def test_neighbours_are_as_far_apart_as_the_model_card_says():
     assert slices[:, 0, 0].tolist() == [[max(y - 2, 0), y, min(y + 2, 5)] for y in range(6)]
 
 
+def test_a_network_without_neighbours_sees_its_slice_in_every_channel():
+    image = jnp.broadcast_to(jnp.arange(6.0)[None, :, None], (16, 6, 16))
+    slices = neighbours(image, replace(GEOMETRY, slice_step=0))
+    assert slices[:, 0, 0].tolist() == [[y, y, y] for y in range(6)]
+
+
 def test_posteriors_of_a_mirrored_head_are_mirrored_with_sides_exchanged(network):
     image = np.random.default_rng(1).random(GEOMETRY.shape, np.float32)
     posteriors = network.posteriors(image)

@@ -1,8 +1,10 @@
-"""The U-Net that every stage of ours shares: its layers, its weights on disk, and how it learns.
+"""The networks that every stage of ours shares: their layers, their weights on disk, and how they learn.
 
 ::
 
     unet.py      the network, and its fast form for inference
+    efficientnet.py   the paper's own network
+    architectures.py   what a model card can name
     weights.py   weights and model card in one file
     augment.py   random variation of training examples
     learn.py     AdamW on batches made on the fly

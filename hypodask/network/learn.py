@@ -20,8 +20,8 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from hypodask.errors import ModelError
+from hypodask.network.architectures import Architecture, SliceNetwork, build
 from hypodask.network.checkpoints import keep, restored
-from hypodask.network.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Learnt(NamedTuple):
     step: int
     loss: float
     """Mean over the steps since the checkpoint before."""
-    model: UNet
+    model: SliceNetwork
     """With the averaged weights."""
 
 
@@ -80,12 +80,12 @@ class _State(NamedTuple):
 def learn(
     drawn: Drawer,
     loss: Loss,
-    config: UNetConfig,
+    config: Architecture,
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
-    initial: UNet | None = None,
-) -> UNet:
+    initial: SliceNetwork | None = None,
+) -> SliceNetwork:
     """Learn a U-Net.
 
     Parameters
@@ -106,7 +106,7 @@ def learn(
 
     Returns
     -------
-    UNet
+    SliceNetwork
         With the averaged weights.
 
     Raises
@@ -121,11 +121,11 @@ def learn(
 def learning(
     drawn: Drawer,
     loss: Loss,
-    config: UNetConfig,
+    config: Architecture,
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
-    initial: UNet | None = None,
+    initial: SliceNetwork | None = None,
 ) -> Iterator[Learnt]:
     """As :func:`learn`, one stop after the other: at every checkpoint, the one gone on from included, and at the end.
 
@@ -152,7 +152,7 @@ def learning(
             state = state._replace(loss=zero)
 
 
-def started(config: UNetConfig, seed: int, initial: UNet | None = None) -> UNet:
+def started(config: Architecture, seed: int, initial: SliceNetwork | None = None) -> SliceNetwork:
     """A network to begin with: random weights, or those of another, whose classes are drawn anew if they differ.
 
     Raises
@@ -160,7 +160,7 @@ def started(config: UNetConfig, seed: int, initial: UNet | None = None) -> UNet:
     ModelError
         If ``initial`` has another shape.
     """
-    model = UNet(config, rngs=nnx.Rngs(seed))
+    model = build(config, rngs=nnx.Rngs(seed))
     if initial is None:
         return model
     if replace(initial.config, out_channels=config.out_channels) != config:
@@ -183,7 +183,7 @@ def started(config: UNetConfig, seed: int, initial: UNet | None = None) -> UNet:
 def _learnt(graph: Any, state: _State, schedule: Schedule) -> Learnt:
     step = int(state.step)
     steps = step % schedule.checkpoint_every or schedule.checkpoint_every
-    return Learnt(step, float(state.loss) / steps, cast(UNet, nnx.merge(graph, *state.average)))
+    return Learnt(step, float(state.loss) / steps, cast(SliceNetwork, nnx.merge(graph, *state.average)))
 
 
 @lru_cache(maxsize=4)

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+Network = TypeVar("Network", bound=nnx.Module)
 
 SLICES_AT_ONCE = 4
 """Slices that go through the network together on a CPU: few keep the feature maps near the cache, at a small gain.
@@ -22,7 +24,7 @@ Measured on a busy machine: 11.4 ms for each 128 x 128 slice with 4 at once and 
 once are 10 to 13 % slower than 4."""
 
 BATCH_NORM_EPSILON = 1e-5
-"""Added to the running variance; the value in folding must be the value in training."""
+"""Added to the running variance."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class UNetConfig:
     def size_multiple(self) -> int:
         """Height and width of an input must be multiples of this, so that every level halves evenly."""
         return 1 << (len(self.widths) - 1)
+
+    @property
+    def description(self) -> str:
+        """For model cards."""
+        return f"2D U-Net, widths {list(self.widths)}"
 
 
 class UNet(nnx.Module):
@@ -112,7 +119,7 @@ class UNet(nnx.Module):
         ValueError
             If the channels are not ``in_channels`` or the size is no multiple of ``size_multiple``.
         """
-        _check_input(slices, self.config)
+        check_slices(slices, self.config.in_channels, self.config.size_multiple)
         features, skips = slices.astype(_array(self.classify.kernel).dtype), []
         for depth, level in enumerate(self.down):
             features = level(_halve(features) if depth else features, train=train)
@@ -127,35 +134,33 @@ class _Level(nnx.Module):
     """Two 3 x 3 convolutions at one resolution."""
 
     def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
-        self.first = _Conv(inputs, outputs, config, rngs=rngs)
-        self.second = _Conv(outputs, outputs, config, rngs=rngs)
+        self.first = _conv_norm(inputs, outputs, config, rngs=rngs)
+        self.second = _conv_norm(outputs, outputs, config, rngs=rngs)
 
     def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w d"]:
         return self.second(self.first(features, train=train), train=train)
 
 
-class _Conv(nnx.Module):
-    """A 3 x 3 convolution, batch normalisation unless it is folded in, and the activation."""
+class ConvNorm(nnx.Module):
+    """A convolution, batch normalisation unless it is folded in, and the activation."""
 
-    def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
-        self.activation = config.activation
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (3, 3),
-            use_bias=not config.batch_norm,
-            kernel_init=nnx.initializers.he_normal(),
-            rngs=rngs,
-        )
-        self.norm = nnx.data(
-            nnx.BatchNorm(outputs, epsilon=BATCH_NORM_EPSILON, momentum=0.9, rngs=rngs) if config.batch_norm else None
-        )
+    def __init__(self, conv: nnx.Conv, norm: nnx.BatchNorm | None, activation: Callable[[Array], Array]) -> None:
+        self.conv = conv
+        self.norm = nnx.data(norm)
+        self.activation = activation
 
     def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w d"]:
         features = self.conv(features)
         if self.norm is not None:
             features = self.norm(features, use_running_average=not train)
-        return _ACTIVATIONS[self.activation](features)
+        return self.activation(features)
+
+
+def _conv_norm(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> ConvNorm:
+    he_normal = nnx.initializers.he_normal()
+    conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=not config.batch_norm, kernel_init=he_normal, rngs=rngs)
+    norm = nnx.BatchNorm(outputs, epsilon=BATCH_NORM_EPSILON, momentum=0.9, rngs=rngs) if config.batch_norm else None
+    return ConvNorm(conv, norm, _ACTIVATIONS[config.activation])
 
 
 def class_probabilities(logits: Float[Array, "h w class_"]) -> Float[Array, "h w class_"]:
@@ -164,7 +169,7 @@ def class_probabilities(logits: Float[Array, "h w class_"]) -> Float[Array, "h w
 
 
 def predictor(
-    model: UNet,
+    model: nnx.Module,
     *,
     slices_at_once: int = SLICES_AT_ONCE,
     answer: Callable[[Float[Array, "h w class_"]], Float[Array, "..."]] = class_probabilities,
@@ -176,7 +181,7 @@ def predictor(
 
     Parameters
     ----------
-    model : UNet
+    model : UNet or another network that answers slice by slice
         Its weights are copied as they are now; later training does not change the predictor.
     slices_at_once : int
         Slices that go through together; on a GPU as many as its memory holds.
@@ -197,9 +202,10 @@ def predictor(
     (6, 8, 8, 3)
     """
     graph, state = nnx.split(fold_batch_norm(model))
+    config = cast(Any, model).config
 
     def predict(slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
-        _check_input(slices, model.config)
+        check_slices(slices, config.in_channels, config.size_multiple)
         return jnp.asarray(_answers(graph, answer, min(slices_at_once, len(slices)), state, slices))
 
     return predict
@@ -221,7 +227,7 @@ def _answers(
     return jnp.asarray(jax.lax.map(of_slice, slices, batch_size=slices_at_once))
 
 
-def fold_batch_norm(model: UNet) -> UNet:
+def fold_batch_norm(model: Network) -> Network:
     """Multiply batch normalisation into the convolutions; the result is the same function of its input.
 
     Uses the running statistics, so the result is for inference only. A model that is folded already is
@@ -233,21 +239,26 @@ def fold_batch_norm(model: UNet) -> UNet:
     >>> fold_batch_norm(model).config.batch_norm
     False
     """
-    if not model.config.batch_norm:
+    network: Any = type(model)
+    config = cast(Any, model).config
+    if not config.batch_norm:
         return model
-    folded = nnx.eval_shape(lambda: UNet(replace(model.config, batch_norm=False), rngs=nnx.Rngs(0)))
-    for target, source in zip([*folded.down, *folded.up], [*model.down, *model.up], strict=True):
-        _fold_conv(target.first, source.first)
-        _fold_conv(target.second, source.second)
-    nnx.update(folded.narrow, nnx.state(model.narrow))
-    nnx.update(folded.classify, nnx.state(model.classify))
-    return folded
+    folded = nnx.eval_shape(lambda: network(replace(config, batch_norm=False), rngs=nnx.Rngs(0)))
+    sources = dict(nnx.iter_modules(model))
+    targets = dict(nnx.iter_modules(folded))
+    for place, target in targets.items():
+        if isinstance(target, nnx.Conv):
+            nnx.update(target, nnx.state(sources[place]))
+    for place, target in targets.items():
+        if isinstance(target, ConvNorm):
+            _fold_conv(target, cast(ConvNorm, sources[place]))
+    return cast(Network, folded)
 
 
-def _fold_conv(target: _Conv, source: _Conv) -> None:
+def _fold_conv(target: ConvNorm, source: ConvNorm) -> None:
     norm = cast(nnx.BatchNorm, source.norm)
     scale, shift, mean, variance = (_array(v) for v in (norm.scale, norm.bias, norm.mean, norm.var))
-    gain = scale / jnp.sqrt(variance + BATCH_NORM_EPSILON)
+    gain = scale / jnp.sqrt(variance + norm.epsilon)
     target.conv.kernel.set_value(_array(source.conv.kernel) * gain[None, None, None])
     cast(nnx.Param[Array], target.conv.bias).set_value(shift - mean * gain)
 
@@ -267,16 +278,20 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def _check_input(slices: Float[Array, "n h w channel"], config: UNetConfig) -> None:
-    multiple = config.size_multiple
-    if slices.ndim != 4 or slices.shape[-1] != config.in_channels or not len(slices):
+def check_slices(slices: Float[Array, "n h w channel"], channels: int, size_multiple: int) -> None:
+    """Refuse what a network cannot take.
+
+    Raises
+    ------
+    ValueError
+        If the channels are others or the size is no multiple of ``size_multiple``.
+    """
+    if slices.ndim != 4 or slices.shape[-1] != channels or not len(slices):
+        raise ValueError(f"the network takes slices (n, h, w, {channels}) with n at least 1, got {slices.shape}")
+    if slices.shape[1] % size_multiple or slices.shape[2] % size_multiple:
         raise ValueError(
-            f"the network takes slices (n, h, w, {config.in_channels}) with n at least 1, got {slices.shape}"
-        )
-    if slices.shape[1] % multiple or slices.shape[2] % multiple:
-        raise ValueError(
-            f"slices of {slices.shape[1]} x {slices.shape[2]} pixels do not halve evenly through "
-            f"{len(config.widths)} levels; pad height and width to multiples of {multiple}"
+            f"slices of {slices.shape[1]} x {slices.shape[2]} pixels do not halve evenly at every level; pad "
+            f"height and width to multiples of {size_multiple}"
         )
 
 
@@ -286,7 +301,7 @@ def _halve(features: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
     return features.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
-def _double_nearest(features: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
+def double_nearest(features: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
     n, h, w, c = features.shape
     return jnp.broadcast_to(features[:, :, None, :, None], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
 
@@ -297,4 +312,4 @@ def _double_bilinear(features: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "leaky_relu": jax.nn.leaky_relu}
-_UPSAMPLINGS: dict[str, Callable[[Array], Array]] = {"nearest": _double_nearest, "bilinear": _double_bilinear}
+_UPSAMPLINGS: dict[str, Callable[[Array], Array]] = {"nearest": double_nearest, "bilinear": _double_bilinear}

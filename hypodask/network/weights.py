@@ -26,7 +26,8 @@ from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
-from hypodask.network.unet import UNet, UNetConfig, parameter_count
+from hypodask.network.architectures import KINDS, Architecture, SliceNetwork, build, kind_of
+from hypodask.network.unet import parameter_count
 
 Task = Literal["hypothalamus", "icv", "commissures"]
 
@@ -63,7 +64,7 @@ class InputGeometry:
     intensity: str
     """Name of the scaling that the voxels go through first."""
     slice_step: int = 1
-    """Voxels from one of these slices to the next."""
+    """Voxels from one of these slices to the next; 0 shows the same slice in every channel."""
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Middle of the grid in AC-PC space."""
 
@@ -91,7 +92,7 @@ class ModelCard:
     task: Task
     protocol: str
     """Whose outlines it learnt; volumes of two protocols are never pooled silently."""
-    architecture: UNetConfig
+    architecture: Architecture
     geometry: InputGeometry
     training_data: str
     """Which scans, whose labels, and how they were varied."""
@@ -149,7 +150,8 @@ class ModelCard:
     def to_json(self) -> str:
         """Write the card as JSON, keys in the order of the fields."""
         plain = {"metrics": dict(self.metrics), "part_volume_sd": dict(self.part_volume_sd)}
-        return json.dumps(asdict(self) | plain, indent=2, ensure_ascii=False)
+        architecture = {"kind": kind_of(self.architecture)} | asdict(self.architecture)
+        return json.dumps(asdict(self) | plain | {"architecture": architecture}, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
@@ -162,7 +164,7 @@ class ModelCard:
         """
         try:
             card = json.loads(text)
-            card["architecture"] = _build(UNetConfig, card["architecture"])
+            card["architecture"] = _architecture(card["architecture"])
             card["geometry"] = _build(InputGeometry, card["geometry"])
             card["labels"] = _label_table(card.get("labels"))
             return cast(ModelCard, _build(cls, card))
@@ -184,14 +186,14 @@ class ModelCard:
         digest : str
             SHA-256 of the weights file.
         """
-        geometry, network = self.geometry, self.architecture
+        geometry = self.geometry
         ensemble = f"{self.members} members that answer together, each a " if self.members > 1 else ""
         rows = {
             "Task": self.task,
             "Protocol": self.protocol,
             "Version": self.version,
             "Licence": self.licence,
-            "Network": f"{ensemble}2D U-Net, widths {list(network.widths)}, {parameters} parameters",
+            "Network": f"{ensemble}{self.architecture.description}, {parameters} parameters",
             "Input": f"{' x '.join(map(str, geometry.shape))} voxels of "
             f"{' x '.join(f'{s:g}' for s in geometry.spacing_mm)} mm, {geometry.slices} slices at a time "
             f"across axis {geometry.slice_axis}, intensities `{geometry.intensity}`",
@@ -210,7 +212,7 @@ class ModelCard:
         )
 
 
-def save_weights(path: str | PathLike[str], models: UNet | Sequence[UNet], card: ModelCard) -> Path:
+def save_weights(path: str | PathLike[str], models: SliceNetwork | Sequence[SliceNetwork], card: ModelCard) -> Path:
     """Write a model, or the members of an ensemble, and their card: ``path``, and beside it ``.json`` and ``.md``.
 
     The weights file appears whole or not at all. The JSON beside it also holds the SHA-256 of the weights.
@@ -218,7 +220,7 @@ def save_weights(path: str | PathLike[str], models: UNet | Sequence[UNet], card:
     Parameters
     ----------
     path : path ending in ``.safetensors``
-    models : UNet or several
+    models : SliceNetwork or several
     card : ModelCard
         Its ``architecture`` must be that of every model, its ``members`` their number.
 
@@ -235,7 +237,7 @@ def save_weights(path: str | PathLike[str], models: UNet | Sequence[UNet], card:
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ModelError(f"weights are written to a file ending in {SUFFIX}, got {path.name!r}")
-    members = (models,) if isinstance(models, UNet) else tuple(models)
+    members = (models,) if isinstance(models, SliceNetwork) else tuple(models)
     _check_members(members, card)
     tensors = {name: np.asarray(variable[...], np.float32) for name, variable in _variables(members).items()}
     _check_finite(tensors)
@@ -252,7 +254,7 @@ def save_weights(path: str | PathLike[str], models: UNet | Sequence[UNet], card:
     return path
 
 
-def _check_members(members: Sequence[UNet], card: ModelCard) -> None:
+def _check_members(members: Sequence[SliceNetwork], card: ModelCard) -> None:
     if len(members) != card.members:
         raise ModelError(f"the card describes {card.members} members, {len(members)} were given")
     for model in members:
@@ -260,7 +262,7 @@ def _check_members(members: Sequence[UNet], card: ModelCard) -> None:
             raise ModelError(f"the card describes {card.architecture}, the model is {model.config}")
 
 
-def load_weights(path: str | PathLike[str]) -> tuple[tuple[UNet, ...], ModelCard]:
+def load_weights(path: str | PathLike[str]) -> tuple[tuple[SliceNetwork, ...], ModelCard]:
     """Read the members of a weights file, one or several, and their card back.
 
     Parameters
@@ -344,7 +346,7 @@ def sha256(path: str | PathLike[str]) -> str:
         raise ModelError(f"cannot read {path} to fingerprint it ({err.strerror}); check the path") from err
 
 
-def _variables(members: Sequence[UNet]) -> dict[str, nnx.Variable[Any]]:
+def _variables(members: Sequence[SliceNetwork]) -> dict[str, nnx.Variable[Any]]:
     """Weights and running statistics by dotted name, such as ``down.0.first.conv.kernel``, or ``4.down.0...``."""
     flat = {
         (member, *place): variable
@@ -355,13 +357,13 @@ def _variables(members: Sequence[UNet]) -> dict[str, nnx.Variable[Any]]:
     return {".".join(map(str, place[start:])): cast(nnx.Variable[Any], variable) for place, variable in flat.items()}
 
 
-def _filled(card: ModelCard, file: Any) -> tuple[UNet, ...]:
+def _filled(card: ModelCard, file: Any) -> tuple[SliceNetwork, ...]:
     """Build the members from the tensors of an open file, whose shapes are checked before any is read."""
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if card.members > max(1, len(found)):
         raise ModelError(f"the card describes {card.members} members, the file has {len(found)} tensors")
     # Shapes alone: drawing random weights only to overwrite them would cost every worker seconds.
-    empty = lambda: UNet(card.architecture, rngs=nnx.Rngs(0))  # noqa: E731
+    empty = lambda: build(card.architecture, rngs=nnx.Rngs(0))  # noqa: E731
     members = tuple(nnx.eval_shape(empty) for _ in range(card.members))
     variables = _variables(members)
     _check_shapes(found, {name: tuple(variable.shape) for name, variable in variables.items()}, card)
@@ -400,6 +402,17 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     if unknown:
         raise ModelError(f"the model card has unknown fields {sorted(unknown)}; a newer hypodask may know them: update")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _architecture(values: Mapping[str, Any]) -> Architecture:
+    """An architecture from decoded JSON; cards that say no kind are of before there were two."""
+    values = dict(values)
+    kind = values.pop("kind", "unet")
+    if kind not in KINDS:
+        raise ModelError(
+            f"a network's kind is one of {list(KINDS)}, got {kind!r}; a newer hypodask may know it: update"
+        )
+    return cast(Architecture, _build(KINDS[kind], values))
 
 
 def _label_table(table: Mapping[str, Any] | None) -> LabelTable | None:

@@ -18,7 +18,8 @@ from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import SCALINGS, windowed
 from hypodask.labels import Hemisphere, Label, LabelTable
-from hypodask.network.unet import UNet, predictor
+from hypodask.network.architectures import SliceNetwork
+from hypodask.network.unet import predictor
 from hypodask.network.weights import (
     KERAS_SUFFIXES,
     InputGeometry,
@@ -93,7 +94,7 @@ class ShippedNetwork:
     Probabilities of the members are averaged, so that a mean posterior is still a probability.
     """
 
-    members: tuple[UNet, ...]
+    members: tuple[SliceNetwork, ...]
     card: ModelCard
     digest: str
     calibrated: bool = True
@@ -245,7 +246,8 @@ def neighbours(image: Float[Array, "x y z"], geometry: InputGeometry) -> Float[A
     """Each coronal slice with its neighbours as channels; beyond the ends the last slice is repeated."""
     reach = geometry.slice_step * (geometry.slices // 2)
     padded = jnp.pad(image, ((0, 0), (reach, reach), (0, 0)), mode="edge")
-    slices = [padded[:, s : s + image.shape[1]] for s in range(0, 2 * reach + 1, geometry.slice_step)]
+    starts = [geometry.slice_step * number for number in range(geometry.slices)]
+    slices = [padded[:, start : start + image.shape[1]] for start in starts]
     return jnp.moveaxis(jnp.stack(slices, -1), 1, 0)
 
 

@@ -15,9 +15,9 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from hypodask.grid import Grid
+from hypodask.network.architectures import Architecture, SliceNetwork
 from hypodask.network.augment import Variation, contrast_of, points_of
 from hypodask.network.learn import Batch, Drawer, Schedule, learn
-from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry
 from hypodask.resample import gather, gather_channels
 from hypodask.segmentation.losses import segmentation_loss
@@ -59,7 +59,7 @@ class Task:
     """Truth of a mirrored head, classes last: left and right change places."""
 
 
-def train(task: Task, config: UNetConfig, schedule: Schedule, *, checkpoint: Path | None = None) -> UNet:
+def train(task: Task, config: Architecture, schedule: Schedule, *, checkpoint: Path | None = None) -> SliceNetwork:
     """Learn a U-Net from a task, as :func:`hypodask.network.learn.learn` does."""
     return learn(drawer(task, schedule), segmentation_loss, config, schedule, checkpoint=checkpoint)
 
