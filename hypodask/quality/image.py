@@ -19,6 +19,9 @@ COARSE_MM = 2.0
 AIR_MM = 14.0
 """Air begins this far from the head: nearer, pulsation of vessels and the scalp's ringing are usual."""
 
+LEAST_AIR = 0.02
+"""Share of the image that has to be air for its brightness to be measured."""
+
 BLACK = 0.02
 """Share of white matter under which a voxel inside the head shows nothing; fluid has 0.1 to 0.4."""
 
@@ -125,11 +128,14 @@ def air_over_noise(
 ) -> float:
     """Mean intensity of air over what noise alone makes of it; not-a-number where hardly any air is in the image.
 
-    What motion smears along the phase-encoding direction raises it above 1; it is lower where air was masked. The mean
-    of Rician noise without signal is its standard deviation times the root of pi / 2.
+    What motion smears along the phase-encoding direction raises it above 1. Air that is darker, for it was masked, is
+    as good as air with nothing but noise. The mean of Rician noise without signal is its standard deviation times the
+    root of pi / 2.
     """
     air = ~_head_and_around(data, spacing_mm, white)
-    return float(data[air].mean() / (np.sqrt(np.pi / 2) * noise)) if air.mean() > 0.02 and noise > 0 else np.nan
+    if air.mean() < LEAST_AIR or not noise > 0:
+        return np.nan
+    return max(1.0, float(data[air].mean() / (np.sqrt(np.pi / 2) * noise)))
 
 
 def _head_and_around(
