@@ -1,7 +1,7 @@
 """Scaling of intensities before a network sees them; named, so that a model card can say which.
 
-Scanners give arbitrary units. Both scalings put white matter near 1 and cut what is brighter, so that fat
-and vessels do not set the scale.
+Scanners give arbitrary units. The scalings of our own networks put white matter near 1 and cut what is brighter, so
+that fat and vessels do not set the scale; published networks expect 0 to 1.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,9 @@ WHITE_OVER_MEDIAN = 1.5
 
 BRIGHTEST = 1.5
 """Intensities are cut at this many times white matter."""
+
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""Of the positive voxels: they become 0 and 1 in the preparation of the published subunit network."""
 
 
 def white_level(data: Float[ndarray, "i j k"]) -> float:
@@ -60,6 +63,24 @@ def bright_level(box: Float[ndarray, "x y z"]) -> float:
     return float(np.percentile(positive, 90)) if positive.size else 0.0
 
 
+def window(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Scale to [0, 1] between two percentiles of the voxels above zero, as the published networks expect.
+
+    An image without two different positive values becomes zero.
+
+    >>> window(np.arange(8.0).reshape(2, 2, 2)).max()
+    np.float32(1.0)
+    """
+    return windowed(data, *intensity_window(data))
+
+
+def intensity_window(data: Float[ndarray, "i j k"]) -> tuple[float, float]:
+    """Intensities that become 0 and 1, from the voxels above zero of a whole scan."""
+    positive = data[data > 0]
+    low, high = np.percentile(positive, WINDOW_PERCENTILES) if positive.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
 def windowed(data: Float[ndarray, "i j k"], low: float, high: float) -> Float32[ndarray, "i j k"]:
     """Intensities from ``low`` to ``high`` as 0 to 1, cut beyond; zeros where the two are one.
 
@@ -75,5 +96,9 @@ def _cut(data: ndarray) -> Float32[ndarray, "i j k"]:
     return np.clip(data, 0.0, BRIGHTEST).astype(np.float32)
 
 
-SCALINGS: dict[str, Callable[[ndarray], ndarray]] = {"head_median": head_median, "box_bright": box_bright}
+SCALINGS: dict[str, Callable[[ndarray], ndarray]] = {
+    "head_median": head_median,
+    "box_bright": box_bright,
+    "window": window,
+}
 """By the name that a model card gives."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypodask.intensity import BRIGHTEST, SCALINGS, head_median, scale_by, white_level
+from hypodask.intensity import BRIGHTEST, SCALINGS, head_median, scale_by, white_level, window
 
 
 def head() -> np.ndarray:
@@ -28,7 +28,7 @@ def test_what_is_brighter_than_tissue_is_cut(name: str) -> None:
     scaled = SCALINGS[name](head())
     assert scaled.dtype == np.float32
     assert scaled.min() == pytest.approx(0, abs=0.05)
-    assert scaled.max() == BRIGHTEST
+    assert scaled.max() == (1 if name == "window" else BRIGHTEST)
 
 
 @pytest.mark.parametrize("name", sorted(SCALINGS))
@@ -55,3 +55,18 @@ def test_a_volume_can_be_scaled_by_a_box_inside_it() -> None:
     box = head()[2:8]
     assert scale_by(head(), box)[2:8] == pytest.approx(SCALINGS["box_bright"](box))
     assert np.mean(scale_by(head(), box)[2:8] > 1) == pytest.approx(0.1, abs=0.01)
+
+
+def test_intensities_are_scaled_between_percentiles_of_the_positive_voxels() -> None:
+    image = np.concatenate([np.zeros(1000), np.arange(1, 1001.0)]).reshape(10, 10, 20)
+    low, high = np.percentile(np.arange(1, 1001.0), [0.5, 99.5])
+    scaled = window(image)
+    assert scaled.dtype == np.float32
+    assert scaled.min() == 0
+    assert scaled.max() == 1
+    assert scaled.ravel()[1499] == pytest.approx((500 - low) / (high - low), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0, -2, 7])
+def test_a_constant_image_becomes_zero(value: float) -> None:
+    assert not window(np.full((3, 3, 3), value)).any()

@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import correlate
 
 from hypodask.errors import ModelError
-from hypodask.segmentation.keras_import import import_hypothalamus_seg, rescale_intensities
+from hypodask.segmentation.keras_import import import_hypothalamus_seg
 
 CONVS = {
     "downarm_0_0": (1, 1),
@@ -221,18 +221,3 @@ def test_a_dataset_where_a_group_should_be_is_refused(tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["model_weights"] = np.zeros(3)
     refuse(tmp_path / "w.h5", "has no kernel")
-
-
-def test_intensities_are_scaled_between_percentiles_of_the_positive_voxels():
-    image = np.concatenate([np.zeros(1000), np.arange(1, 1001.0)]).reshape(10, 10, 20)
-    low, high = np.percentile(np.arange(1, 1001.0), [0.5, 99.5])
-    scaled = rescale_intensities(image)
-    assert scaled.dtype == np.float32
-    assert scaled.min() == 0
-    assert scaled.max() == 1
-    assert scaled.ravel()[1499] == pytest.approx((500 - low) / (high - low), rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [0, -2, 7])
-def test_a_constant_image_becomes_zero(value):
-    assert not rescale_intensities(np.full((3, 3, 3), value)).any()

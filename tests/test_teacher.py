@@ -5,10 +5,10 @@ import pytest
 from segmentations import ellipsoid
 
 from hypodask.grid import Grid, box_grid, transform_points
+from hypodask.intensity import intensity_window
 from hypodask.labels import HYPOTHALAMUS_SUBUNITS
 from hypodask.scan import Scan
 from hypodask.segmentation import teacher
-from hypodask.segmentation.keras_import import intensity_window
 from hypodask.segmentation.teacher import ConsensusOptions, consensus, teacher_window
 
 ONTO = box_grid((48, 28, 28), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))

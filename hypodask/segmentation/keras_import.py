@@ -26,7 +26,6 @@ from jaxtyping import Array, Float
 from numpy import ndarray
 
 from hypodask.errors import ModelError
-from hypodask.intensity import windowed
 from hypodask.labels import HYPOTHALAMUS_SUBUNITS, LabelTable
 
 LEVELS = 3
@@ -35,9 +34,6 @@ SIZE_MULTIPLE = 1 << (LEVELS - 1)
 
 SPACING_MM = 1.0
 """Voxel size the network was trained at."""
-
-PERCENTILES = (0.5, 99.5)
-"""Of the positive voxels: they become 0 and 1 in the published preparation of a scan."""
 
 _BATCH_NORM_EPSILON = 1e-3  # Keras's default, which the published code leaves in place
 
@@ -155,7 +151,7 @@ class ImportedModel:
         Parameters
         ----------
         image : float array, (i, j, k)
-            Voxels of 1 mm along right, anterior and superior, in [0, 1]: see ``rescale_intensities``. Any
+            Voxels of 1 mm along right, anterior and superior, in [0, 1]: see ``hypodask.intensity.window``. Any
             shape; zeros are added up to multiples of 4 and their posteriors cut off again. Compiled once
             for each padded shape.
 
@@ -211,28 +207,6 @@ def import_hypothalamus_seg(path: str | PathLike[str]) -> ImportedModel:
     except ModelError as err:
         err.add_note(f"while reading {path}")
         raise
-
-
-def rescale_intensities(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k"]:
-    """Scale a scan to [0, 1] as the published network expects.
-
-    Intensities are clipped to the 0.5th and 99.5th percentile of the voxels above zero, and those become 0
-    and 1. An image without two different positive values becomes zero.
-
-    Examples
-    --------
-    >>> rescale_intensities(np.arange(8.0).reshape(2, 2, 2)).max()
-    np.float32(1.0)
-    """
-    image = np.asarray(image, dtype=np.float32)
-    return windowed(image, *intensity_window(image))
-
-
-def intensity_window(image: Float[ndarray, "i j k"]) -> tuple[float, float]:
-    """Intensities that become 0 and 1, from the voxels above zero of a whole scan."""
-    positive = image[image > 0]
-    low, high = np.percentile(positive, PERCENTILES) if positive.size else (0.0, 0.0)
-    return float(low), float(high)
 
 
 def _split_channels(kernel: Float[Array, "3 3 3 c d"], sources: Sequence[_Source]) -> list[Float[Array, "3 3 3 e d"]]:

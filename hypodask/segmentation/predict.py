@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from hypodask.alignment.pose import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
-from hypodask.intensity import SCALINGS, windowed
+from hypodask.intensity import SCALINGS, intensity_window, windowed
 from hypodask.labels import Hemisphere, Label, LabelTable
 from hypodask.network.architectures import SliceNetwork
 from hypodask.network.unet import predictor
@@ -31,7 +31,7 @@ from hypodask.network.weights import (
 )
 from hypodask.resample import resample
 from hypodask.scan import Scan
-from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg, intensity_window
+from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg
 from hypodask.segmentation.protocols import SEED_MODEL, SeedNetwork
 from hypodask.segmentation.segmentation import Segmentation
 
@@ -138,7 +138,9 @@ class ShippedNetwork:
 
     @cached_property
     def _predictors(self) -> tuple[Callable[[Array], Array], ...]:
-        # They share one compiled program, called once for each member.
+        # One compiled program, called once for each member: as fast as a map over stacked weights, of which it would be
+        # another copy. On one core 5 members of widths (16, 32, 64, 96) and 11 classes take 6.5 s for 96 x 50 x 96
+        # voxels, image and mirror image: 1.3 s each (process time on a busy machine).
         return tuple(predictor(member) for member in self.members)
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
@@ -194,7 +196,7 @@ class ImportedNetwork:
         centre = transform_points(np.linalg.inv(alignment.acpc_from_scanner), np.array(HYPOTHALAMUS_CENTRE_MM))
         grid = import_grid(scan.grid, centre)
         image = windowed(resample(scan.data, scan.grid, grid), *intensity_window(scan.data))
-        return Segmentation(self.model.posteriors(image), grid, self.model.labels)
+        return Segmentation(self.model.posteriors(image), grid, self.model.labels, whole_first=False)
 
 
 def load_network(name_or_path: str | PathLike[str]) -> Network:

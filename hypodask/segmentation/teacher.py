@@ -14,11 +14,11 @@ from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
 from hypodask.grid import Grid, box_grid
-from hypodask.intensity import bright_level, windowed
+from hypodask.intensity import bright_level, intensity_window, windowed
 from hypodask.labels import HYPOTHALAMUS
 from hypodask.resample import resample
 from hypodask.scan import Scan
-from hypodask.segmentation.keras_import import ImportedModel, intensity_window
+from hypodask.segmentation.keras_import import ImportedModel
 from hypodask.segmentation.predict import mirrored_channels
 from hypodask.segmentation.segmentation import Segmentation
 
