@@ -96,7 +96,7 @@ def sensitivities(folder: Path, heads: list[str]) -> dict[str, float]:
     increase, change = np.array(noises).T
     found = {
         "pose_per_mm": round(float(np.sqrt(np.mean(np.square(poses)))), 4),
-        "noise": round(float(np.sqrt((change**2).sum() / (increase**2).sum())), 4),
+        "per_squared_noise": round(float(np.sqrt((change**2).sum() / (increase**4).sum())), 4),
     }
     (folder / "sensitivities.json").write_text(json.dumps(found))
     return found

@@ -107,7 +107,7 @@ def errors_of(sound: pd.DataFrame, sensitivities: dict[str, float]) -> VolumeErr
     spread = sound["member_spread"].dropna() if "member_spread" in sound else pd.Series(dtype=float)
     return VolumeErrors(
         pose_per_mm=sensitivities["pose_per_mm"],
-        noise=sensitivities["noise"],
+        per_squared_noise=sensitivities["per_squared_noise"],
         usual_noise=_short(sound["noise"].median()),
         usual_uncertainty=_short(sound["border_entropy"].median()),
         usual_spread=_short(np.sqrt((spread**2).mean())) if len(spread) else 0.0,

@@ -79,7 +79,7 @@ def relative_error(known_sd: float, heads: int | None, conditions: Conditions, e
     sure = (
         (known_sd * _beyond(conditions.uncertainty / errors.usual_uncertainty, 1.0)) ** 2
         + (errors.pose_per_mm * pose_mm) ** 2
-        + (errors.noise * noise) ** 2
+        + (errors.per_squared_noise * noise**2) ** 2
         + (UNSEEN_ERROR * conditions.unseen) ** 2
     )
     total = head + agreement + sure

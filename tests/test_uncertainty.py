@@ -9,7 +9,9 @@ from scipy import stats
 from hypodask.reference import VolumeErrors
 from hypodask.uncertainty import Conditions, RelativeError, interval, relative_error
 
-ERRORS = VolumeErrors(pose_per_mm=0.01, noise=0.3, usual_noise=0.03, usual_uncertainty=0.4, usual_spread=0.02)
+ERRORS = VolumeErrors(
+    pose_per_mm=0.01, per_squared_noise=3.0, usual_noise=0.03, usual_uncertainty=0.4, usual_spread=0.02
+)
 SOUND = Conditions(uncertainty=0.4, spread=0.02, members=5, pose_mm=0.0, noise=0.03)
 
 
