@@ -23,7 +23,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from benchmarks.planting import FAILURES, UNDISTURBED
-from benchmarks.quality_runs import Run, read_runs
+from benchmarks.quality_runs import Run, read_run
 from benchmarks.scoring import markdown
 from hypodask.errors import SegmentationError
 from hypodask.pipeline import load_models
@@ -47,14 +47,16 @@ FENCE = 1.5
 # --- What the runs left ----------------------------------------------------------------------------------------------
 
 
-def measured_runs(folder: Path) -> pd.DataFrame:
-    """One row per run, with its measures and volumes; kept in ``measures.csv`` while no run is added."""
-    kept, files = folder / "measures.csv", sorted(folder.glob("*.pkl"))
-    if kept.exists() and all(kept.stat().st_mtime > file.stat().st_mtime for file in files):
-        return pd.read_csv(kept, keep_default_na=True, na_filter=True).fillna({"refused": ""})
-    table = pd.DataFrame([row_of(run) for run in read_runs(folder)])
-    table.to_csv(kept, index=False)
-    return table
+def measured_runs(folder: Path, *, again: bool = False) -> pd.DataFrame:
+    """One row per run, with its measures and volumes; each is kept beside its run."""
+    return pd.DataFrame([_kept_row(path, again=again) for path in sorted(folder.glob("*.pkl"))])
+
+
+def _kept_row(path: Path, *, again: bool) -> dict[str, object]:
+    beside = path.with_suffix(".json")
+    if again or not beside.exists() or beside.stat().st_mtime < path.stat().st_mtime:
+        beside.write_text(json.dumps(row_of(read_run(path))))
+    return dict(json.loads(beside.read_text()))
 
 
 def row_of(run: Run) -> dict[str, object]:
@@ -214,8 +216,9 @@ def main() -> None:
     parser.add_argument("command", choices=["table", "reasons", "reference"])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--write", type=Path, help="folder of the weights, to write the reference into")
+    parser.add_argument("--again", action="store_true", help="take all measures again, as after a change of one")
     options = parser.parse_args()
-    table = measured_runs(options.runs)
+    table = measured_runs(options.runs, again=options.again)
     reference = reference_of(table, options.runs)
     if options.command == "reference":
         print(reference.to_json())

@@ -3,7 +3,6 @@
 import pickle
 import zlib
 from argparse import ArgumentParser
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -98,12 +97,6 @@ def read_run(path: Path) -> Run:
 
 def kept(folder: Path, head: str, failure: str) -> Path:
     return folder / f"{head}__{failure.replace(' ', '-')}.pkl"
-
-
-def read_runs(folder: Path, pattern: str = "*") -> Iterator[Run]:
-    """What earlier calls have kept."""
-    for path in sorted(folder.glob(f"{pattern}.pkl")):
-        yield read_run(path)
 
 
 def make(folder: Path, data: Path, heads: list[str], failures: list[str]) -> None:

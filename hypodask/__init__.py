@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hypodask.row import Row
     from hypodask.scan import Scan, read_scan
     from hypodask.segmentation import Segmentation, import_hypothalamus_seg, segment
+    from hypodask.training import train
     from hypodask.transforms import angles_deg, load_transform, save_aligned, save_transform
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "save_transform",
     "segment",
     "stats",
+    "train",
     "verify",
 ]
 
@@ -80,6 +82,7 @@ _HOME = {
     "save_aligned": "transforms",
     "save_transform": "transforms",
     "segment": "segmentation",
+    "train": "training",
     "verify": "dataset",
 }
 

@@ -1,9 +1,10 @@
-"""The command line: ``hypodask demo | run | align | verify | report``.
+"""The command line: ``hypodask demo | run | align | verify | report | phantoms | train``.
 
 Every command calls one or two public names and prints what a person needs to know. Exit status: 0 when all is
-well, 1 when a scan is not done or a store has problems, 2 when nothing could be done.
+well, 1 when a scan is not done, an outline was left out or a store has problems, 2 when nothing could be done.
 """
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from hypodask.alignment import Alignment
+    from hypodask.training import Trained
     from hypodask.transforms import Kind
 
 FAILED, UNUSABLE = 1, 2
@@ -134,6 +136,45 @@ def report(
 ) -> None:
     """Write the HTML report from the results alone."""
     typer.echo(f"report: {hypodask.report.write_report(out, reference=reference)}")
+
+
+@app.command()
+def phantoms(
+    out: Annotated[str, typer.Argument(help="New BIDS folder.")],
+    scans: Annotated[int, typer.Option(min=3, help="Heads to simulate.")] = 6,
+    labels: Annotated[bool, typer.Option(help="Write their true outlines too, to train on.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated study.")] = 0,
+) -> None:
+    """Simulate heads as a BIDS folder, with their outlines as a derivative."""
+    hypodask.phantom.simulate_cohort(out, scans, seed=seed, workers=workers, outlines=labels)
+    typer.echo(f"{scans} heads in {out}" + (f", their outlines in {out}/derivatives/outlines" if labels else ""))
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="TOML file that says what to train on, and how.")],
+    workers: Workers = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+) -> None:
+    """Train a network on outlines of your own; goes on where an earlier call stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    trained = hypodask.train(config, client=scheduler, workers=workers)
+    raise typer.Exit(_account_of_training(trained) if trained else 0)
+
+
+def _account_of_training(trained: "Trained") -> int:
+    """Print how good the network is and what was left out; return the exit status."""
+    for _, row in trained.left_out.iterrows():
+        typer.echo(f"{row['scan']} was left out: {row['reason']}")
+    for _, row in trained.agreement.iterrows():
+        typer.echo(
+            f"{row['structure']}: Dice {trained.mean_dice(row['structure']):.3f}, volume {row['bias_percent']:+.1f} % "
+            f"with SD {row['sd_percent']:.1f} %, ICC {row['icc']:.2f}, {row['scans']} held-out scans"
+        )
+    typer.echo(f"weights: {trained.weights}")
+    return FAILED if len(trained.left_out) else 0
 
 
 def _pose(alignment: "Alignment") -> str:

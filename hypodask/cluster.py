@@ -10,6 +10,8 @@ every input again would read the whole study to find that nothing changed; the d
 for whoever wants to.) A scan that was refused (:class:`~hypodask.errors.ScanError`) stays failed until
 its file changes or ``retry_failed`` is set. What went wrong for another reason, a killed worker, a full
 disk or a defect, is tried again.
+
+``each`` does the same for any function of any items, and keeps no journal.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import dask.config
 import fsspec
@@ -51,8 +53,11 @@ from hypodask.store import store_path
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 Treat = Callable[..., Row]
 Load = Callable[[Any], Any] | None
-Landed = tuple["Job", "Future[Any]"]
-Task = Callable[[Any], dict[str, Any]]
+Landed = tuple[Any, "Future[Any]"]
+"""A job and its future, which is finished or failed."""
+Task = Callable[[Any], Any]
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 RETRIES = 2
 """How often a scan is tried again after an error of the disk or the network."""
@@ -92,6 +97,9 @@ class Job:
     """Where its store goes, relative to the output."""
     stamp: str
     """What its input and the networks were at planning time; kept in the journal."""
+
+    def __str__(self) -> str:
+        return self.entry.scan
 
 
 def process(
@@ -167,6 +175,100 @@ def process(
                 task = partial(_treat_job, treat, out, plugin)
                 _keep_rows(out, _rows(connected, jobs, task, _Window(connected, window)), bar)
         return _settled(out, assemble(cohort.table, read_journal(out)))
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Value]):
+    """What became of one item: a value, or the error that took its place."""
+
+    item: Item
+    value: Value | None = None
+    error: Exception | None = None
+
+    def get(self) -> Value:
+        """The value; raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        return cast(Value, self.value)
+
+
+def each(
+    function: Callable[[Item], Value],
+    items: Iterable[Item],
+    *,
+    client: Client | str | None = None,
+    workers: int | None = None,
+    window: int | None = None,
+) -> Iterator[Outcome[Item, Value]]:
+    """Call a function with every item, anywhere that Dask runs.
+
+    Parameters
+    ----------
+    function
+        Importable by the workers. An ``OSError`` is tried again, any other error is not. It writes what is large and
+        returns what is small: values pass through this process.
+    items
+        Small descriptions, such as paths.
+    client, workers, window
+        As for :func:`process`; nothing is started where there are no items.
+
+    Yields
+    ------
+    Outcome
+        One for every item, in the order in which they come in. An item that failed, or killed its worker each time it
+        was tried, is an outcome with an error, and stops no other.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster is lost.
+
+    Examples
+    --------
+    >>> list(each(len, []))
+    []
+    """
+    numbered = [_Numbered(number, item) for number, item in enumerate(items)]
+    if not numbered:
+        return
+    nothing = Networks(None, None, {})
+    with (
+        _connected(client, workers, len(numbered)) as (connected, ours),
+        _registered(connected, nothing.sharing(ours)),
+    ):
+        task = partial(_answer, function)
+        for landed in _landed(connected, numbered, task, _Window(connected, window)):
+            if landed is not None:
+                yield _outcome(*landed)
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """An item, named by its number."""
+
+    number: int
+    item: Any
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any, Any]:
+    """Run in a worker: as with scans, only errors of the disk or the network leave it."""
+    try:
+        return Outcome(None, function(numbered.item))
+    except OSError:
+        raise
+    except Exception as err:
+        return Outcome(None, error=err)
+
+
+def _outcome(numbered: _Numbered, future: "Future[Any]") -> Outcome[Any, Any]:
+    error = _error_of(numbered, future)
+    if error is None:
+        answer = future.result()
+        return Outcome(numbered.item, answer.value, answer.error)
+    return Outcome(numbered.item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)
 
 
 class Networks(WorkerPlugin):
@@ -365,25 +467,29 @@ def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress) -
 
 
 def _rows(client: Client, jobs: list[Job], task: Task, window: "_Window") -> Iterator[dict[str, Any] | None]:
-    """The row of each job as it comes in; ``None`` now and then while none does.
+    """The row of each job as it comes in; ``None`` now and then while none does."""
+    for landed in _landed(client, jobs, task, window):
+        yield _row(*landed) if landed else None
 
-    Dask blames every scan that was on a worker as it died. The suspects are tried again, each alone in
+
+def _landed(client: Client, jobs: Sequence[Any], task: Task, window: "_Window") -> Iterator[Landed | None]:
+    """Each job as it lands, finished or failed for good; ``None`` now and then while none does.
+
+    Dask blames every job that was on a worker as it died. The suspects are tried again, each alone in
     the cluster, and the second time too: only one that kills its worker then as well is given up.
     """
     alone = _Window(client, 1)
     for size, is_last in ((window, False), (alone, False), (alone, True)):
-        suspects: list[Job] = []
+        suspects: list[Any] = []
         for landed in _stream(client, jobs, task, size):
             if landed is not None and not is_last and _was_killed(landed[1]):
                 suspects.append(landed[0])
             else:
-                yield _row(*landed) if landed else None
+                yield landed
         jobs = suspects
 
 
-def _stream(
-    client: Client, jobs: Iterable[Job], task: Task, window: "_Window"
-) -> "Iterator[tuple[Job, Future[Any]] | None]":
+def _stream(client: Client, jobs: Iterable[Any], task: Task, window: "_Window") -> Iterator[Landed | None]:
     """Submit jobs, never more than a window at a time, and yield each as it lands.
 
     Dask has no back-pressure of its own, and a finished task whose future is held is run again when its
@@ -391,11 +497,11 @@ def _stream(
     """
     waiting, run = iter(jobs), uuid.uuid4().hex
     landed: SimpleQueue[Future[Any]] = SimpleQueue()
-    flying: dict[str, tuple[Job, Future[Any]]] = {}
+    flying: dict[str, Landed] = {}
     try:
         while True:
             for job in islice(waiting, max(0, window.size() - len(flying))):
-                future = client.submit(task, job, key=f"treat-{run}-{job.entry.scan}", pure=False, retries=RETRIES)
+                future = client.submit(task, job, key=f"treat-{run}-{job}", pure=False, retries=RETRIES)
                 flying[str(future.key)] = (job, future)
                 future.add_done_callback(landed.put)
             if not flying:
@@ -416,9 +522,7 @@ def _was_killed(future: "Future[Any]") -> bool:
 
 
 def _row(job: Job, future: "Future[Any]") -> dict[str, Any]:
-    if future.status not in ("finished", "error"):
-        raise ClusterError(f"the cluster lost {job.entry.scan} ({future.status}); make the same call again to go on")
-    error = future.exception()
+    error = _error_of(job, future)
     if error is None:
         row = future.result()
     elif isinstance(error, KilledWorker):
@@ -426,6 +530,13 @@ def _row(job: Job, future: "Future[Any]") -> dict[str, Any]:
     else:
         row = _failed(job, error).as_dict()
     return {**row, "stamp": job.stamp}
+
+
+def _error_of(job: object, future: "Future[Any]") -> Any:
+    """The error that left a job's task, if any."""
+    if future.status not in ("finished", "error"):
+        raise ClusterError(f"the cluster lost {job} ({future.status}); make the same call again to go on")
+    return future.exception()
 
 
 class _Window:

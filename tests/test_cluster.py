@@ -13,7 +13,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import hypodask.cluster
-from hypodask.cluster import input_stamp, process
+from hypodask.cluster import each, input_stamp, process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
 from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
@@ -301,3 +301,54 @@ def test_the_stamp_of_a_file_changes_with_its_size_or_time_and_never_fails(tmp_p
     assert len(set(stamps)) == 3
     Location("memory://stamp/a").write(b"1")
     assert input_stamp("memory://stamp/a") == input_stamp("memory://stamp/a") != "missing"
+
+
+def answer(order: str) -> str:
+    """A stand-in for any function: what it is given says what happens."""
+    if order == BUG:
+        raise NonFiniteError("3 voxels are NaN; export the scan again")
+    if order == DISK:
+        raise OSError(28, "No space left on device")
+    if order == DEADLY:
+        os._exit(1)
+    return order.upper()
+
+
+def test_each_item_has_an_outcome_whatever_happened_to_it(client):
+    items = ["a", BUG, "b", DISK, DEADLY, "c"]
+    outcomes = {outcome.item: outcome for outcome in each(answer, items, client=client)}
+    assert len(outcomes) == len(items)
+    assert {name: outcomes[name].value for name in "abc"} == {"a": "A", "b": "B", "c": "C"}
+    assert str(outcomes[BUG].error) == "3 voxels are NaN; export the scan again"
+    assert isinstance(outcomes[DISK].error, OSError)
+    with pytest.raises(ClusterError, match="the worker process died each time"):
+        outcomes[DEADLY].get()
+
+
+def test_outcomes_come_as_they_are_done_and_no_more_than_a_window_is_in_flight(client, tmp_path):
+    outcomes = each(partial(touched, tmp_path), range(6), client=client, window=2)
+    first = next(outcomes)
+    time.sleep(1.0)
+    # One came in, and nobody asked for another yet: only its window was ever submitted.
+    assert len(list(tmp_path.iterdir())) == 2
+    assert sorted([first.value, *(outcome.value for outcome in outcomes)]) == list(range(6))
+
+
+def touched(folder: Path, number: int) -> int:
+    (folder / str(number)).touch()
+    return number
+
+
+def test_each_without_items_starts_nothing():
+    assert list(each(answer, [], client="tcp://127.0.0.1:1")) == []
+
+
+def test_each_starts_workers_of_its_own_where_there_is_no_client():
+    outcomes = list(each(process_of, range(4), workers=2))
+    assert sorted(outcome.item for outcome in outcomes) == [0, 1, 2, 3]
+    assert len({outcome.value for outcome in outcomes} - {os.getpid()}) == 2
+
+
+def process_of(_: int) -> int:
+    time.sleep(0.5)
+    return os.getpid()

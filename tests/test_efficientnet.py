@@ -11,9 +11,10 @@ from scipy.ndimage import correlate
 from scipy.special import expit
 
 from hypodask.labels import Label, LabelTable
+from hypodask.network import learn
 from hypodask.network.architectures import build, kind_of
 from hypodask.network.efficientnet import B0_STAGES, EfficientUNet, EfficientUNetConfig, Stage
-from hypodask.network.learn import Schedule, learning
+from hypodask.network.learn import Schedule
 from hypodask.network.unet import ConvNorm, fold_batch_norm, parameter_count, predictor
 from hypodask.network.weights import InputGeometry, ModelCard, load_weights, save_weights
 from hypodask.segmentation.losses import cross_entropy_jaccard_loss
@@ -36,15 +37,19 @@ def shapes_of(config):
     return nnx.eval_shape(lambda: EfficientUNet(config, rngs=nnx.Rngs(0)))
 
 
-@pytest.fixture(scope="module")
-def model():
-    """A small network whose batch normalisation is far from doing nothing; NumPy's numbers need no compilation."""
-    model, rng = shapes_of(SMALL), np.random.default_rng(0)
+def filled(config):
+    """A network whose batch normalisation is far from doing nothing; NumPy's numbers need no compilation."""
+    model, rng = shapes_of(config), np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(model)):
         variable.set_value(
             jnp.asarray(rng.uniform(0.2, 1, variable.shape) - 0.5 * (len(variable.shape) > 1), "float32")
         )
     return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return filled(SMALL)
 
 
 @pytest.fixture
@@ -146,7 +151,7 @@ def test_an_architecture_is_built_from_its_config():
     assert kind_of(SMALL) == "efficient_unet"
 
 
-def test_learning_lowers_the_loss():
+def test_learning_lowers_the_loss(monkeypatch):
     """Bright discs of random size and place in noise."""
     rows, columns = jnp.meshgrid(jnp.arange(16.0), jnp.arange(16.0), indexing="ij")
 
@@ -159,6 +164,7 @@ def test_learning_lowers_the_loss():
         image = 0.3 + 0.4 * disc + 0.1 * jax.random.normal(of_noise, disc.shape)
         return jnp.repeat(image[..., None], 3, axis=-1), jnp.stack([1 - disc, disc], axis=-1)
 
+    monkeypatch.setattr(learn, "build", lambda config, rngs: filled(config))
     schedule = Schedule(steps=40, learning_rate=5e-3, checkpoint_every=10)
-    first, *_, last = learning(drawn, cross_entropy_jaccard_loss, TINY, schedule)
+    first, *_, last = learn.learning(drawn, cross_entropy_jaccard_loss, TINY, schedule)
     assert last.loss < 0.7 * first.loss

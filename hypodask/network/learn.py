@@ -133,7 +133,9 @@ def learning(
     """
     model = started(config, schedule.seed, initial)
     graph, params, stats = cast(tuple[Any, Any, Any], nnx.split(model, nnx.Param, nnx.BatchStat))
-    optimizer, zero = _optimizer(schedule), jnp.asarray(0.0)
+    # What is compiled does not depend on the seed: networks that differ in nothing else share it.
+    alike, zero = replace(schedule, seed=0), jnp.asarray(0.0)
+    optimizer = _optimizer(alike)
     state = _State(params, stats, (params, stats), optimizer.init(params), jnp.asarray(0), zero)
     state = restored(checkpoint, state) if checkpoint else state
     if state.step:
@@ -142,7 +144,7 @@ def learning(
     key = jax.random.key(schedule.seed)
     for step in range(int(state.step), schedule.steps):
         inputs, truth = drawn(jax.random.fold_in(key, step))
-        state = _learn(graph, optimizer, loss, schedule, state, inputs, truth)
+        state = _learn(graph, optimizer, loss, alike, state, inputs, truth)
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             learnt = _learnt(graph, state, schedule)
             log.info("step %d loss %.4f", learnt.step, learnt.loss)

@@ -15,6 +15,7 @@ to judge accuracy.
     truth.py          landmarks and volumes of a deformed head
     imaging.py        what a scanner makes of it
     head.py           simulate_head
+    outlines.py       its true outline as a label map, to train on
     cohort.py         simulate_cohort
 """
 

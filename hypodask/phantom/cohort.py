@@ -5,6 +5,7 @@ import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypodask.errors import CohortError
 from hypodask.phantom.head import DEFAULT_OPTIONS, HeadOptions, simulate_head
 from hypodask.phantom.hypothalamus import SCALE_LIMITS
 from hypodask.phantom.imaging import nifti_image
+from hypodask.phantom.outlines import OUTLINES_FOLDER, label_table, outline_file, outline_path
 
 EFFECT_PERCENT = 12.0
 """Atrophy of the patients' hypothalami. The paper found 4 %, which takes hundreds of scans to see; three times
@@ -35,6 +37,13 @@ ICV_SD_MM3 = 0.11e6
 
 BIDS_VERSION = "1.10.0"
 TRUTH_FOLDER = Path("derivatives", "phantom")
+
+NAMES = {
+    "raw": "Simulated heads",
+    "truth": "Truth of the simulated heads",
+    "outlines": "Outlines of the simulated heads",
+}
+"""Of the dataset and its derivatives."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Identifier of the simulated person."},
@@ -101,6 +110,7 @@ def simulate_cohort(
     effect_percent: float = EFFECT_PERCENT,
     options: HeadOptions = DEFAULT_OPTIONS,
     workers: int = 1,
+    outlines: bool = False,
 ) -> Path:
     """Write a study of simulated heads as a BIDS folder.
 
@@ -126,6 +136,9 @@ def simulate_cohort(
         Passed on to :func:`simulate_head`, but for head size and ``hypothalamus_scale``.
     workers
         Processes that simulate; a script that asks for more than one needs ``if __name__ == "__main__":``.
+    outlines
+        Also write each head's true outline, left and right, as a label map in the scan's own grid into the BIDS
+        derivative ``derivatives/outlines``: to train on.
 
     Returns
     -------
@@ -142,8 +155,11 @@ def simulate_cohort(
     folder = Path(folder)
     people = draw_people(n, seed=seed, effect_percent=effect_percent, options=options)
     _refuse_strangers(folder, people)
-    truths = list(_simulate_all(people, folder, workers))
+    truths = list(_simulate_all(people, folder, workers, outlines))
     _write_tables(folder, people, truths, effect_percent)
+    if outlines:
+        _write(folder / OUTLINES_FOLDER / "dseg.tsv", label_table())
+        _write(folder / OUTLINES_FOLDER / "dataset_description.json", _json(_description("outlines")))
     return folder
 
 
@@ -227,27 +243,30 @@ def _refuse_strangers(folder: Path, people: list[Person]) -> None:
         )
 
 
-def _simulate_all(people: list[Person], folder: Path, workers: int) -> Iterable[dict[str, Any]]:
-    folders = [folder] * len(people)
+def _simulate_all(people: list[Person], folder: Path, workers: int, outlines: bool) -> Iterable[dict[str, Any]]:
+    write = partial(write_head, folder=folder, outlines=outlines)
     if workers <= 1:
-        return map(write_head, people, folders)
+        return map(write, people)
     # Spawned, not forked: JAX may be running in this process.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(write_head, people, folders))
+        return list(pool.map(write, people))
 
 
-def write_head(person: Person, folder: Path) -> dict[str, Any]:
-    """Simulate one participant's scan into a BIDS folder, unless it is there; return the truth."""
+def write_head(person: Person, folder: Path, *, outlines: bool = False) -> dict[str, Any]:
+    """Simulate one participant's scan, and its outline, into a BIDS folder, unless they are there; return the truth."""
     name = person.participant_id
     image_path = folder / name / "anat" / f"{name}_T1w.nii.gz"
     truth_path = folder / TRUTH_FOLDER / name / f"{name}_desc-truth.json"
     recipe = json.loads(json.dumps({"seed": person.seed, "hypodask": version("hypodask"), **asdict(person.options)}))
-    if image_path.exists() and truth_path.exists():
+    outline = [outline_path(folder, name)] if outlines else []
+    if all(path.exists() for path in (image_path, truth_path, *outline)):
         known: dict[str, Any] = json.loads(truth_path.read_text())
         if known["recipe"] == recipe:
             return known
     scan, truth = simulate_head(person.seed, options=person.options)
     _write(image_path, igzip.compress(nifti_image(scan.stored, scan.grid).to_bytes(), 1))
+    for path in outline:
+        _write(path, outline_file(truth, scan.grid))
     made = {
         "ac_mm": truth.ac_mm.tolist(),
         "pc_mm": truth.pc_mm.tolist(),
@@ -267,7 +286,7 @@ def _write_tables(folder: Path, people: list[Person], truths: list[dict[str, Any
     _write(folder / "README", _readme(len(people), effect_percent).encode())
     landmarks = [_landmarks(person, truth) for person, truth in zip(people, truths, strict=True)]
     _write(folder / TRUTH_FOLDER / "truth.tsv", _tsv(pd.DataFrame(landmarks)))
-    _write(folder / TRUTH_FOLDER / "dataset_description.json", _json(_description("derivative")))
+    _write(folder / TRUTH_FOLDER / "dataset_description.json", _json(_description("truth")))
 
 
 def _participant(person: Person, truth: dict[str, Any]) -> dict[str, object]:
@@ -288,9 +307,9 @@ def _landmarks(person: Person, truth: dict[str, Any]) -> dict[str, object]:
 def _description(kind: str) -> dict[str, Any]:
     made_by = {"Name": "hypodask", "Version": version("hypodask"), "Description": "hypodask.phantom"}
     return {
-        "Name": "Simulated heads" if kind == "raw" else "Truth of the simulated heads",
+        "Name": NAMES[kind],
         "BIDSVersion": BIDS_VERSION,
-        "DatasetType": kind,
+        "DatasetType": "raw" if kind == "raw" else "derivative",
         "GeneratedBy": [made_by],
     }
 

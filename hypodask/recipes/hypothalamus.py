@@ -91,10 +91,10 @@ def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndar
     return dict(np.load(kept))
 
 
-def hypothalamus_stored_grid() -> Grid:
+def hypothalamus_stored_grid(geometry: InputGeometry = HYPOTHALAMUS_GEOMETRY) -> Grid:
     """The training grid: what the network sees and 8 mm around it."""
-    i, j, k = HYPOTHALAMUS_GEOMETRY.shape
-    return box_grid((i + 32, j + 30, k + 32), HYPOTHALAMUS_GEOMETRY.spacing_mm, HYPOTHALAMUS_GEOMETRY.centre_mm)
+    i, j, k = geometry.shape
+    return box_grid((i + 32, j + 30, k + 32), geometry.spacing_mm, geometry.centre_mm)
 
 
 def hypothalamus_task(heads: list[dict[str, ndarray]]) -> Task:
@@ -102,12 +102,18 @@ def hypothalamus_task(heads: list[dict[str, ndarray]]) -> Task:
     return outlined_task([head | {"truth": sharpened(head["truth"])} for head in heads], HYPOTHALAMUS)
 
 
-def outlined_task(heads: list[dict[str, ndarray]], labels: LabelTable, variation: Variation = PLAIN) -> Task:
+def outlined_task(
+    heads: list[dict[str, ndarray]],
+    labels: LabelTable,
+    variation: Variation = PLAIN,
+    geometry: InputGeometry = HYPOTHALAMUS_GEOMETRY,
+) -> Task:
     """Heads on the training grid: ``image``, and as ``truth`` the soft labels without background."""
-    versions = [versions_of(head["image"], BLURS_MM, HYPOTHALAMUS_GEOMETRY, CORE) for head in heads]
+    stored = hypothalamus_stored_grid(geometry)
+    versions = [versions_of(head["image"], BLURS_MM, geometry, CORE) for head in heads]
     images = jnp.asarray(np.stack(versions))
     truths = jnp.asarray(np.stack([np.moveaxis(head["truth"], 0, -1) for head in heads]))
-    growths = jnp.asarray(np.stack([growth_of(head, labels) for head in heads]))
+    growths = jnp.asarray(np.stack([growth_of(head, labels, stored) for head in heads]))
     exchanged = np.array(mirrored_channels(labels))[1:] - 1
 
     def make(key: PRNGKeyArray) -> Head:
@@ -118,9 +124,9 @@ def outlined_task(heads: list[dict[str, ndarray]], labels: LabelTable, variation
 
     return Task(
         jax.jit(make),
-        hypothalamus_stored_grid(),
-        input_grid(HYPOTHALAMUS_GEOMETRY),
-        HYPOTHALAMUS_GEOMETRY,
+        stored,
+        input_grid(geometry),
+        geometry,
         variation,
         mirror=lambda truth: truth[..., exchanged],
     )
@@ -139,9 +145,9 @@ def sharpened(truth: Float16[ndarray, "label i j k"]) -> Float16[ndarray, "label
     return (truth * (sure / np.maximum(whole, low))).astype(np.float16)
 
 
-def growth_of(head: dict[str, ndarray], labels: LabelTable) -> Float[ndarray, "field 3 x y z"]:
+def growth_of(head: dict[str, ndarray], labels: LabelTable, stored: Grid) -> Float[ndarray, "field 3 x y z"]:
     """Displacements of one standard deviation by which both sides, each side and the third ventricle grow, mm."""
-    grid = halved_grid(hypothalamus_stored_grid())
+    grid = halved_grid(stored)
     image, *parts = (halved(volume) for volume in (scaled(head["image"]), *head["truth"]))
     sides = {
         side: np.sum([part * (label.hemisphere == side) for part, label in zip(parts, labels, strict=True)], axis=0)
