@@ -41,9 +41,8 @@ def filled(config):
     """A network whose batch normalisation is far from doing nothing; NumPy's numbers need no compilation."""
     model, rng = shapes_of(config), np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(model)):
-        variable.set_value(
-            jnp.asarray(rng.uniform(0.2, 1, variable.shape) - 0.5 * (len(variable.shape) > 1), "float32")
-        )
+        values = rng.uniform(0.2, 1, variable.shape) - (0.5 if len(variable.shape) > 1 else 0)
+        variable.set_value(jnp.asarray(values, jnp.float32))
     return model
 
 
@@ -152,19 +151,12 @@ def test_an_architecture_is_built_from_its_config():
 
 
 def test_learning_lowers_the_loss(monkeypatch):
-    """Bright discs of random size and place in noise."""
-    rows, columns = jnp.meshgrid(jnp.arange(16.0), jnp.arange(16.0), indexing="ij")
-
-    @jax.jit
-    def drawn(key):
-        of_place, of_size, of_noise = jax.random.split(key, 3)
-        centre = jax.random.uniform(of_place, (2, 4, 1, 1), minval=5, maxval=11)
-        reach = jax.random.uniform(of_size, (4, 1, 1), minval=2, maxval=4)
-        disc = (jnp.hypot(rows[None] - centre[0], columns[None] - centre[1]) < reach).astype(jnp.float32)
-        image = 0.3 + 0.4 * disc + 0.1 * jax.random.normal(of_noise, disc.shape)
-        return jnp.repeat(image[..., None], 3, axis=-1), jnp.stack([1 - disc, disc], axis=-1)
-
+    rng, (rows, columns) = np.random.default_rng(3), np.indices((16, 16))
+    centres, reaches = rng.uniform(5, 11, (2, 4, 1, 1)), rng.uniform(2, 4, (4, 1, 1))
+    discs = (np.hypot(rows - centres[0], columns - centres[1]) < reaches).astype(np.float32)
+    images = 0.3 + 0.4 * discs + rng.normal(0, 0.1, discs.shape)
+    batch = jnp.asarray(np.stack([images] * 3, axis=-1), jnp.float32), jnp.stack([1 - discs, discs], axis=-1)
     monkeypatch.setattr(learn, "build", lambda config, rngs: filled(config))
     schedule = Schedule(steps=40, learning_rate=5e-3, checkpoint_every=10)
-    first, *_, last = learn.learning(drawn, cross_entropy_jaccard_loss, TINY, schedule)
+    first, *_, last = learn.learning(lambda key: batch, cross_entropy_jaccard_loss, TINY, schedule)
     assert last.loss < 0.7 * first.loss
