@@ -249,8 +249,10 @@ def test_commands_are_those_that_are_promised() -> None:
     assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == {
         "align",
         "demo",
+        "phantoms",
         "report",
         "run",
+        "train",
         "verify",
     }
 
