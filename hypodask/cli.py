@@ -158,10 +158,18 @@ def train(
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
 ) -> None:
     """Train a network on outlines of your own; goes on where an earlier call stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    _show_log()
     trained = hypodask.train(config, client=scheduler, workers=workers)
     raise typer.Exit(_account_of_training(trained) if trained else 0)
+
+
+def _show_log() -> None:
+    """What hypodask says while it works, on standard error; not what Dask and Orbax say."""
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("hypodask")
+    logger.addHandler(shown)
+    logger.setLevel(logging.INFO)
 
 
 def _account_of_training(trained: "Trained") -> int:
