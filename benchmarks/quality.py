@@ -26,7 +26,6 @@ from benchmarks.planting import FAILURES, UNDISTURBED
 from benchmarks.quality_runs import Run, read_run
 from benchmarks.scoring import markdown
 from hypodask.errors import SegmentationError
-from hypodask.pipeline import load_models
 from hypodask.quality import MEASURES, examine, judge
 from hypodask.quality.score import excess
 from hypodask.reference import Range, Reference, VolumeErrors, load_reference, save_reference
@@ -61,7 +60,7 @@ def _kept_row(path: Path, *, again: bool) -> dict[str, object]:
 
 def row_of(run: Run) -> dict[str, object]:
     """Measures and volumes of one run."""
-    row: dict[str, object] = {"head": run.head, "failure": run.failure, "refused": run.refused}
+    row: dict[str, object] = {"head": run.head, "failure": run.failure, "refused": run.refused, "models": run.models}
     row |= {f"true_{name}_mm3": run.truth_mm3.get(name, np.nan) for name in VOLUMES}
     if run.refused:
         return row
@@ -126,7 +125,7 @@ def reference_of(table: pd.DataFrame, folder: Path) -> Reference:
     return Reference(
         measured_on=f"{phantoms} simulated heads and {len(sound) - phantoms} public scans, with voxels of {finest:.1f} "
         f"to {coarsest:.1f} mm, as they are",
-        models=" ".join(network.name for network in load_models()),
+        models=" or ".join(sorted(set(sound["models"]))),
         ranges=ranges_of(sound),
         errors=errors_of(sound, sensitivities),
     )

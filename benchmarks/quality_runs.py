@@ -37,6 +37,8 @@ class Run:
     """Why there is no result; empty where there is one."""
     truth_mm3: dict[str, float]
     """Volumes that are known, of phantoms."""
+    models: str = ""
+    """Networks that were asked."""
 
 
 def run_scan(head: str, failure: str, scan: Scan, networks: Networks, truth_mm3: dict[str, float]) -> Run:
@@ -47,7 +49,8 @@ def run_scan(head: str, failure: str, scan: Scan, networks: Networks, truth_mm3:
         found = [network.segment(scan, alignment) for network in networks]
     except ScanError as err:
         refused = f"{type(err).__name__}: {err}"
-    return Run(head, failure, scan, alignment, *found, refused, truth_mm3)
+    names = " ".join(network.name for network in networks)
+    return Run(head, failure, scan, alignment, *found, refused, truth_mm3, names)
 
 
 def phantom(seed: int) -> tuple[Scan, dict[str, float]]:
