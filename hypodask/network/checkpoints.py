@@ -1,7 +1,8 @@
 """Checkpoints of a run of training, by Orbax: each is there whole or not at all, and the newest is kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,11 @@ def restored(folder: Path, state: State) -> State:
         step = manager.latest_step()
         if step is None:
             return state
-        try:
-            kept = manager.restore(step, args=ocp.args.StandardRestore(_leaves(state)))
-        except ValueError as err:
-            raise ModelError(
-                f"{folder} belongs to another network; delete it, or train the network it was made for"
-            ) from err
+        wanted = _leaves(state)
+        # Compared before anything is read: Orbax reports a misfit from tasks that it then leaves behind.
+        if _shapes(manager.item_metadata(step)) != _shapes(wanted):
+            raise ModelError(f"{folder} belongs to another network; delete it, or train the network it was made for")
+        kept = manager.restore(step, args=ocp.args.StandardRestore(wanted))
     return cast(State, jax.tree.unflatten(jax.tree.structure(state), [kept[name] for name in sorted(kept)]))
 
 
@@ -66,3 +66,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 def _leaves(state: object) -> dict[str, jax.Array]:
     """The arrays of a state, named so that they sort in its order: whatever holds them may change its name."""
     return {f"{number:04d}": leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(arrays[name].shape) for name in arrays}

@@ -92,7 +92,7 @@ def train_commissures(data: Path, work: Path, *, steps: int, leave_out: tuple[st
     kept = [head for name, head in heads.items() if name not in leave_out]
     run = made(work / f"commissures-{'without-' + '-'.join(leave_out) if leave_out else 'all'}"[:120])
     draw = commissure_drawer(marked_heads([*kept, marked_template()]), batch=24)
-    checkpoint = run / "checkpoint.safetensors"
+    checkpoint = run / "checkpoint"
     model = learn(draw, place_loss, COMMISSURE_NETWORK, Schedule(steps=steps), checkpoint=checkpoint)
     save_weights(run / "commissures.safetensors", model, _commissure_card(len(kept), steps, work))
     look = looker(model)

@@ -58,7 +58,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...])
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
     schedule = Schedule(steps=steps, heads=BATCH, slices=1)
-    model = learn(drawn, segmentation_loss, ICV_NETWORK, schedule, checkpoint=run / "checkpoint.safetensors")
+    model = learn(drawn, segmentation_loss, ICV_NETWORK, schedule, checkpoint=run / "checkpoint")
     card = partial(icv_card, len(maps), steps)
     network = ShippedNetwork((model,), card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
