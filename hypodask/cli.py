@@ -170,6 +170,7 @@ def _show_log() -> None:
     logger = logging.getLogger("hypodask")
     logger.addHandler(shown)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _account_of_training(trained: "Trained") -> int:

@@ -1,23 +1,26 @@
 """Checkpoints of a run of training, by Orbax: each is there whole or not at all, and the newest is kept."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from safetensors.numpy import load_file
 
 from hypodask.errors import ModelError
+
+_handlers = logging.root.handlers[:]
+import orbax.checkpoint as ocp  # noqa: E402
+
+# Orbax says something as it is imported, for which absl gives the root logger a handler: after that everything that
+# Dask says would be shown, from every worker.
+logging.root.handlers[:] = _handlers
 
 State = TypeVar("State")
 
 
 def keep(folder: Path, step: int, state: object) -> None:
     """Write the state of a run after ``step`` steps; the one before goes once this one is complete."""
-    if folder.is_file():
-        folder.rename(folder.with_suffix(".before"))
     with _manager(folder) as manager:
         # A run that was interrupted right after this comes here again, with the same state.
         if step not in manager.all_steps():
@@ -34,8 +37,6 @@ def restored(folder: Path, state: State) -> State:
     """
     if not folder.exists():
         return state
-    if folder.is_file():
-        return _read_file(folder, state)
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
@@ -46,16 +47,6 @@ def restored(folder: Path, state: State) -> State:
             raise ModelError(f"{folder} belongs to another network; delete it, or train the network it was made for")
         kept = manager.restore(step, args=ocp.args.StandardRestore(wanted))
     return cast(State, jax.tree.unflatten(jax.tree.structure(state), [kept[name] for name in sorted(kept)]))
-
-
-def _read_file(path: Path, state: State) -> State:
-    """A checkpoint as they were before Orbax: one file, without the sum of losses."""
-    kept = load_file(path)
-    leaves, tree = jax.tree.flatten(state)
-    known = [jnp.asarray(kept[name]) for name in sorted(kept, key=int)] + leaves[len(kept) :]
-    if [leaf.shape for leaf in known] != [leaf.shape for leaf in leaves]:
-        raise ModelError(f"{path} belongs to another network; delete it, or train the network it was made for")
-    return cast(State, jax.tree.unflatten(tree, known))
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
