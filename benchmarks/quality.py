@@ -27,7 +27,7 @@ from benchmarks.quality_runs import Run, read_run
 from benchmarks.scoring import markdown
 from hypodask.errors import SegmentationError
 from hypodask.quality import MEASURES, examine, judge
-from hypodask.quality.score import excess
+from hypodask.quality.score import compared, excess
 from hypodask.reference import Range, Reference, VolumeErrors, load_reference, save_reference
 from hypodask.segmentation.restore import label_map_on
 from hypodask.volumes import measure
@@ -86,8 +86,10 @@ REACH_SD = 2.5
 
 def ranges_of(sound: pd.DataFrame) -> dict[str, Range]:
     """Range of every measure that was taken."""
-    taken = {one: sound[one.name].dropna().to_numpy(dtype=float) for one in MEASURES if one.name in sound}
-    return {one.name: _range(values, logarithmic=one.logarithmic) for one, values in taken.items() if len(values)}
+    rows = sound.to_dict("records")
+    taken = {one: np.array([compared(one, row) for row in rows], dtype=float) for one in MEASURES}
+    known = {one: values[np.isfinite(values)] for one, values in taken.items()}
+    return {one.name: _range(values, logarithmic=one.logarithmic) for one, values in known.items() if len(values)}
 
 
 def _range(values: Float[ndarray, "n"], *, logarithmic: bool) -> Range:
@@ -189,7 +191,15 @@ def _line(name: str, sound: pd.DataFrame, spoilt: pd.DataFrame) -> dict[str, obj
         line[f"{shown}: sound kept"] = f"{1 - caught(sound[column]).mean():.2f}"
         area = area_under_curve(sound[column].to_numpy(), spoilt[column].to_numpy()) if len(spoilt) else np.nan
         line[f"{shown}: AUC"] = f"{area:.2f}"
+    line["quality: caught, as many sound kept as by the rule"] = f"{_caught_like_the_rule(sound, spoilt):.2f}"
     return line
+
+
+def _caught_like_the_rule(sound: pd.DataFrame, spoilt: pd.DataFrame) -> float:
+    """Share of spoilt scans whose score is below one that keeps as many sound scans as the rule does."""
+    lost = int((sound["rule"] > FENCE).sum())
+    limit = np.sort(sound["ours"].to_numpy())[::-1][lost]
+    return float((spoilt["ours"] > limit).mean()) if len(spoilt) else np.nan
 
 
 def main_reasons(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
@@ -197,7 +207,7 @@ def main_reasons(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
     lines = []
     for _, row in table[table["refused"] == ""].iterrows():
         reference = Reference("", "", ranges_of(sound_runs(table[table["head"] != row["head"]])), errors)
-        steps = {m.name: excess(m, row[m.name], reference) for m in MEASURES}
+        steps = {m.name: excess(m, compared(m, row), reference) for m in MEASURES}
         worst = sorted(steps, key=steps.get, reverse=True)[:4]
         told = ", ".join(f"{name} {steps[name]:.1f}" for name in worst if steps[name] > 0.3)
         lines.append(

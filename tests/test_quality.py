@@ -85,6 +85,12 @@ def test_one_step_beyond_its_range_halves_the_score():
     assert judge({"voxel_mm": 0.3}, limits).score == 1.0  # fine voxels are never suspicious
 
 
+def test_what_larger_voxels_blur_is_no_fault_of_the_outline():
+    limits = Reference("", "", {"border_entropy": Range(0.4, 0.5, 9)}, VolumeErrors(0, 0, 0, 0, 0))
+    assert judge({"border_entropy": 0.56, "voxel_mm": 2.0}, limits).score == 1.0
+    assert judge({"border_entropy": 0.56, "voxel_mm": 1.0}, limits).score < 0.5
+
+
 def test_a_wide_range_makes_its_half_width_the_step():
     spread = next(one for one in MEASURES if one.name == "centroid_y_mm")
     limits = Reference("", "", {"centroid_y_mm": Range(-10.0, 0.0, 9)}, VolumeErrors(0, 0, 0, 0, 0))
