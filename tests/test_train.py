@@ -170,7 +170,8 @@ def test_weights_to_start_from_are_kept_but_for_classes_of_another_number(run, c
     other = started(replace(NETWORK, out_channels=5), 5, run[0])
     assert_same_weights(run[0].down, other.down)
     assert other.classify.kernel[...].shape == (1, 1, 4, 5)
-    assert "3 classes: the last layer, of 5, is drawn anew" in caplog.text
+    assert not other.classify.kernel[...].any()
+    assert "3 classes: the last layer, of 5, starts anew" in caplog.text
 
 
 def test_weights_of_another_shape_to_start_from_are_refused(run):

@@ -155,7 +155,7 @@ def learning(
 
 
 def started(config: Architecture, seed: int, initial: SliceNetwork | None = None) -> SliceNetwork:
-    """A network to begin with: random weights, or those of another, whose classes are drawn anew if they differ.
+    """A network to begin with: random weights, or those of another, whose last layer starts anew if classes differ.
 
     Raises
     ------
@@ -173,10 +173,12 @@ def started(config: Architecture, seed: int, initial: SliceNetwork | None = None
     kept = nnx.state(initial, nnx.Any(nnx.Param, nnx.BatchStat))
     if initial.config.out_channels != config.out_channels:
         log.info(
-            "starting from weights of %d classes: the last layer, of %d, is drawn anew",
+            "starting from weights of %d classes: the last layer, of %d, starts anew",
             initial.config.out_channels,
             config.out_channels,
         )
+        # At zero every class is as probable; random weights on features of any size would be sure and wrong.
+        model.classify.kernel.set_value(jnp.zeros_like(model.classify.kernel[...]))
         del kept["classify"]
     nnx.update(model, kept)
     return model
