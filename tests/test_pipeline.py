@@ -144,8 +144,9 @@ def test_quality_is_kept_with_what_it_was_judged_by(aligned, scan_file, out):
 
 def test_a_head_without_signal_on_one_side_has_a_low_quality_that_the_warnings_explain(aligned, scan_file):
     sound, half = process_scan(scan_file(), models=FAKES), process_scan(scan_file(right=0.05), models=FAKES)
-    assert half.quality < 0.5 * sound.quality
+    assert half.quality < 0.5
     assert "times as bright as the right one" in half.warnings
+    assert "times as bright as the right one" not in sound.warnings
 
 
 def test_a_network_that_is_not_calibrated_counts_labels(aligned, scan_file):
