@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from segmentations import ellipsoid, labelled
 
 from hypodask.alignment import Alignment
 from hypodask.errors import ModelError
@@ -11,7 +12,6 @@ from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SEED, HYPOTHALAMUS_SIDES,
 from hypodask.scan import Scan
 from hypodask.segmentation import Segmentation, load_network
 from hypodask.segmentation.protocols import SeedNetwork, in_seed_protocol, seed_outline, spread
-from tests.segmentations import ellipsoid, labelled
 
 GRID = box_grid((56, 20, 48), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 X, Y, Z = np.moveaxis(transform_points(GRID.space_from_vox, np.moveaxis(np.indices(GRID.shape), 0, -1)), -1, 0)
