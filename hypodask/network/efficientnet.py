@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hypodask.network.unet import ConvNorm, check_slices, double_nearest
+from hypodask.network.unet import ConvNorm, Level, check_slices, double_nearest
 
 BATCH_NORM_EPSILON = 1e-3
 """Added to the running variance, as Keras does."""
@@ -138,7 +138,7 @@ class EfficientUNet(nnx.Module):
         beside = (*reversed(skips), 0)
         inputs = map(sum, zip(below, beside, strict=True))
         self.up = nnx.List(
-            [_Level(config, i, o, rngs=rngs) for i, o in zip(inputs, config.decoder_widths, strict=True)]
+            [_level(config, i, o, rngs=rngs) for i, o in zip(inputs, config.decoder_widths, strict=True)]
         )
         self.classify = nnx.Conv(config.decoder_widths[-1], config.out_channels, (3, 3), rngs=rngs)
 
@@ -213,17 +213,6 @@ class _Block(nnx.Module):
         return outcome + features if outcome.shape == features.shape else outcome
 
 
-class _Level(nnx.Module):
-    """Two 3 x 3 convolutions at one resolution of the decoder."""
-
-    def __init__(self, config: EfficientUNetConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
-        self.first = _decoding(config, inputs, outputs, rngs=rngs)
-        self.second = _decoding(config, outputs, outputs, rngs=rngs)
-
-    def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w d"]:
-        return self.second(self.first(features, train=train), train=train)
-
-
 def _as_it_is(features: Array) -> Array:
     return features
 
@@ -291,6 +280,12 @@ def _stem(config: EfficientUNetConfig, *, rngs: nnx.Rngs) -> ConvNorm:
         rngs=rngs,
     )
     return ConvNorm(conv, _norm(config, config.stem, rngs=rngs), jax.nn.silu)
+
+
+def _level(config: EfficientUNetConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> Level:
+    """Two 3 x 3 convolutions of the decoder."""
+    first = _decoding(config, inputs, outputs, rngs=rngs)
+    return Level(first, _decoding(config, outputs, outputs, rngs=rngs))
 
 
 def _decoding(config: EfficientUNetConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> ConvNorm:

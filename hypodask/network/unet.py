@@ -99,10 +99,10 @@ class UNet(nnx.Module):
         self.config = config
         widths = config.widths
         inputs = (config.in_channels, *widths[:-1])
-        self.down = nnx.List([_Level(i, o, config, rngs=rngs) for i, o in zip(inputs, widths, strict=True)])
+        self.down = nnx.List([_level(i, o, config, rngs=rngs) for i, o in zip(inputs, widths, strict=True)])
         steps = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.narrow = nnx.List([nnx.Conv(below, here, (1, 1), rngs=rngs) for below, here in steps])
-        self.up = nnx.List([_Level(2 * here, here, config, rngs=rngs) for _, here in steps])
+        self.up = nnx.List([_level(2 * here, here, config, rngs=rngs) for _, here in steps])
         self.classify = nnx.Conv(widths[0], config.out_channels, (1, 1), rngs=rngs)
 
     def __call__(self, slices: Float[Array, "n h w channel"], *, train: bool = False) -> Float[Array, "n h w class_"]:
@@ -130,12 +130,12 @@ class UNet(nnx.Module):
         return self.classify(features)
 
 
-class _Level(nnx.Module):
+class Level(nnx.Module):
     """Two 3 x 3 convolutions at one resolution."""
 
-    def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
-        self.first = _conv_norm(inputs, outputs, config, rngs=rngs)
-        self.second = _conv_norm(outputs, outputs, config, rngs=rngs)
+    def __init__(self, first: "ConvNorm", second: "ConvNorm") -> None:
+        self.first = first
+        self.second = second
 
     def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w d"]:
         return self.second(self.first(features, train=train), train=train)
@@ -154,6 +154,11 @@ class ConvNorm(nnx.Module):
         if self.norm is not None:
             features = self.norm(features, use_running_average=not train)
         return self.activation(features)
+
+
+def _level(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Level:
+    first = _conv_norm(inputs, outputs, config, rngs=rngs)
+    return Level(first, _conv_norm(outputs, outputs, config, rngs=rngs))
 
 
 def _conv_norm(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> ConvNorm:

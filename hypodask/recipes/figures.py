@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from hypodask.labels import LabelTable
 from hypodask.network.unet import UNetConfig
@@ -52,7 +54,12 @@ def summary(figures: Figures, measured_on: str) -> Measured:
         "volume_sd_percent": round(100 * float(ratios.std(ddof=1)), 2),
         "measured_on": measured_on,
     }
-    return metrics, float(np.sqrt(np.mean((ratios - 1) ** 2)))
+    return metrics, relative_error(ratios)
+
+
+def relative_error(ratios: Float[ndarray, "head"]) -> float:
+    """Root mean square error of volumes, from what was measured over what is true: bias and spread together."""
+    return float(np.sqrt(np.mean((ratios - 1) ** 2)))
 
 
 def whole_card(

@@ -22,7 +22,7 @@ from hypodask.network.learn import Schedule
 from hypodask.network.unet import UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.recipes.calibration import calibrated, fitted_offset, shifted
-from hypodask.recipes.figures import Figures, held_out, made, summary, whole_card, write_figures
+from hypodask.recipes.figures import Figures, held_out, made, relative_error, summary, whole_card, write_figures
 from hypodask.recipes.versions import BLUR_SHARES, BLURS_MM, versions_of
 from hypodask.resample import resample
 from hypodask.scan import read_scan
@@ -273,11 +273,10 @@ def agreement(found: Segmentation, head: dict[str, ndarray]) -> dict[str, Any]:
 
 
 def _part_spread(figures: Figures) -> dict[str, float]:
-    """Relative standard deviation of the volume of every side and subunit over the heads that were left out."""
+    """Relative error of the volume of every side and subunit over the heads that were left out."""
     if len(figures) < 3:
         return {}
-    ratios = {
-        part: np.array([np.divide(*figure["parts_mm3"][part]) for figure in figures.values()])
+    return {
+        part: relative_error(np.array([np.divide(*figure["parts_mm3"][part]) for figure in figures.values()]))
         for part in next(iter(figures.values()))["parts_mm3"]
     }
-    return {part: float(np.sqrt(np.mean((ratio - 1) ** 2))) for part, ratio in ratios.items()}

@@ -136,4 +136,4 @@ def icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     )
     card = whole_card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, summary(figures, measured_on))
     changes = "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network"
-    return replace(card, version="0.2.0", changelog=(*card.changelog, changes))
+    return replace(card, version="0.2.0", changelog=(changes, *card.changelog))
