@@ -45,7 +45,7 @@ from benchmarks.posing import (
 )
 from benchmarks.scoring import ERRORS, Clock, Found, Task, align, carried, compared, is_gross, markdown
 from hypodask.grid import transform_points
-from hypodask.recipes import rated_commissures_mm
+from hypodask.recipes.commissures import rated_commissures_mm
 
 PARTS = ("accuracy", "repeatability", "hard", "speed", "pictures")
 
