@@ -76,7 +76,13 @@ def run(
     ] = None,
     workers: Workers = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
-    model: Annotated[str | None, typer.Option(help="Weights of another hypothalamus network.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of another hypothalamus network, or `hypothalamus-seed`: ours, its outlines extended to the "
+            "label protocol of Kassubek et al. 2025."
+        ),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed scans again.")] = False,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
 ) -> None:

@@ -166,7 +166,7 @@ def _done(
     warnings = [
         *scan.warnings,
         *alignment.warnings,
-        *unusual(found["volume_mm3"]),
+        *unusual(found["volume_mm3"], networks[0].protocol),
         *_cut_off(volumes, alignment),
         *_coverage(scan, icv_map, volumes),
         *quality.reasons,

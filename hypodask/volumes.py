@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from hypodask.errors import SegmentationError
 from hypodask.grid import Grid, transform_points
-from hypodask.labels import LabelTable
+from hypodask.labels import HYPOTHALAMUS_SEED, LabelTable
 from hypodask.segmentation import Segmentation
 
 REACH_MM = 3.0
@@ -33,7 +33,10 @@ LEAST_MM3 = 50.0
 """Less than this is no structure but a few stray voxels."""
 
 USUAL_MM3 = {"hypothalamus": (500.0, 1400.0), "icv": (1.1e6, 2.0e6)}
-"""Volumes outside these are reported with a warning: adult range of both protocols, generously."""
+"""Volumes outside these are reported with a warning: adult ranges, generously."""
+
+USUAL_IN_SEED_MM3 = {"hypothalamus": (750.0, 2100.0)}
+"""The same where protocol ``seed`` draws more: the first protocol's outlines cover 0.67 of its (docs/networks.md)."""
 
 FACES = (("left", "right"), ("back", "front"), ("bottom", "top"))
 """Lower and upper face of a box along x, y and z."""
@@ -207,11 +210,12 @@ def _face_names(box: Grid, reached: Bool[ndarray, "end axis"]) -> Iterator[str]:
         yield from (name for name, end in zip(names, reached[:, axis], strict=True) if end)
 
 
-def unusual(volume_mm3: dict[str, float]) -> list[str]:
-    """Sentences about volumes that an adult seldom has."""
+def unusual(volume_mm3: dict[str, float], protocol: str = "") -> list[str]:
+    """Sentences about volumes that an adult seldom has in a label protocol."""
+    ranges = USUAL_MM3 | (USUAL_IN_SEED_MM3 if protocol == HYPOTHALAMUS_SEED.protocol else {})
     return [
         f"The {structure} of {volume_mm3[structure]:.0f} mm3 is outside the usual {low:.0f}-{high:.0f} mm3."
-        for structure, (low, high) in USUAL_MM3.items()
+        for structure, (low, high) in ranges.items()
         if structure in volume_mm3 and not low <= volume_mm3[structure] <= high
     ]
 

@@ -135,3 +135,12 @@ def test_largest_piece_joins_voxels_that_share_a_corner():
 def test_volumes_that_an_adult_seldom_has_are_said():
     assert unusual({"hypothalamus": 850.0, "icv": 1.5e6, "hypothalamus_left": 1.0}) == []
     assert unusual({"hypothalamus": 300.0}) == ["The hypothalamus of 300 mm3 is outside the usual 500-1400 mm3."]
+
+
+def test_what_is_usual_depends_on_the_protocol():
+    assert unusual({"hypothalamus": 1550.0}, "seed") == []
+    assert unusual({"hypothalamus": 1550.0}) == ["The hypothalamus of 1550 mm3 is outside the usual 500-1400 mm3."]
+    assert unusual({"hypothalamus": 600.0}, "seed") == [
+        "The hypothalamus of 600 mm3 is outside the usual 750-2100 mm3."
+    ]
+    assert unusual({"icv": 1e6}, "seed") == ["The icv of 1000000 mm3 is outside the usual 1100000-2000000 mm3."]
