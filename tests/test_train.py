@@ -99,9 +99,10 @@ def test_labels_lie_where_the_image_shows_them(plain):
 
 
 def test_labels_grow_and_shrink_with_the_image(plain):
-    growth = jnp.asarray(0.5 * growth_field(np.asarray(halved(middle_ball())), (2.0, 2.0, 2.0)))[None]
+    growth = jnp.asarray(growth_field(np.asarray(halved(middle_ball())), (2.0, 2.0, 2.0)))[None]
     ball = jnp.asarray(middle_ball())
-    task = task_of(lambda key: Head(1 - 0.7 * ball, jnp.stack([ball, jnp.zeros_like(ball)], axis=-1), growth))
+    truths = jnp.stack([ball, jnp.zeros_like(ball)], axis=-1)
+    task = task_of(lambda key: Head(1 - 0.7 * ball, truths, growth, jnp.array([0.3])))
     inputs, truth = draw(task, Schedule(heads=6, slices=1), jax.random.key(4))
     np.testing.assert_allclose(inputs[..., 1], 1 - 0.7 * truth[..., 1:].sum(-1), atol=1e-5)
     sizes = np.asarray(truth[..., 1:].sum((1, 2, 3)))

@@ -72,7 +72,7 @@ VOXEL_MM3 = float(np.prod(HYPOTHALAMUS_GEOMETRY.spacing_mm))
 UNSURE = (0.2, 0.8)
 """Posteriors of the consensus that become 0 and 1."""
 
-GROWTH_SD = {"both": 0.12, "left": 0.05, "right": 0.05, "ventricle": 0.3}
+GROWTH_SD = {"both": 0.25, "left": 0.08, "right": 0.08, "ventricle": 0.3}
 """Standard deviations of relative volume by which examples differ from the head they are made of."""
 
 
@@ -120,7 +120,7 @@ def outlined_task(
         of_head, of_blur = jax.random.split(key)
         head = jax.random.randint(of_head, (), 0, len(images))
         blur = jax.random.choice(of_blur, len(BLURS_MM), p=jnp.array(BLUR_SHARES))
-        return Head(images[head, blur], truths[head], growths[head])
+        return Head(images[head, blur], truths[head], growths[head], jnp.array(list(GROWTH_SD.values())))
 
     return Task(
         jax.jit(make),
@@ -146,7 +146,7 @@ def sharpened(truth: Float16[ndarray, "label i j k"]) -> Float16[ndarray, "label
 
 
 def growth_of(head: dict[str, ndarray], labels: LabelTable, stored: Grid) -> Float[ndarray, "field 3 x y z"]:
-    """Displacements of one standard deviation by which both sides, each side and the third ventricle grow, mm."""
+    """Displacements that double both sides, each side and the third ventricle, mm."""
     grid = halved_grid(stored)
     image, *parts = (halved(volume) for volume in (scaled(head["image"]), *head["truth"]))
     sides = {
@@ -155,7 +155,7 @@ def growth_of(head: dict[str, ndarray], labels: LabelTable, stored: Grid) -> Flo
     }
     places = transform_points(grid.space_from_vox, np.moveaxis(np.indices(grid.shape), 0, -1))
     structures = sides | {"both": np.sum(parts, axis=0), "ventricle": third_ventricle(image, places)}
-    return np.stack([sd * growth_field(structures[name], grid.spacing_mm) for name, sd in GROWTH_SD.items()])
+    return np.stack([growth_field(structures[name], grid.spacing_mm) for name in GROWTH_SD])
 
 
 def scaled(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k"]:

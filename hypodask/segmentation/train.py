@@ -34,13 +34,15 @@ class Head(NamedTuple):
     truth: Float[Array, "i j k class"]
     """Soft labels without background."""
     growth: Float[Array, "field 3 x y z"] | None = None
-    """Displacements in mm by which structures grow, each of one standard deviation; voxels twice as large as those of
-    the image (``growth.growth_field``)."""
+    """Displacements in mm that double each of some structures; voxels twice as large as those of the image
+    (``growth.growth_field``)."""
+    growth_sd: Float[Array, "field"] | None = None
+    """Standard deviations of their relative volumes."""
 
 
 Maker = Callable[[PRNGKeyArray], Head]
 
-LARGEST_GROWTH = 2.5
+LARGEST_GROWTH = 2.0
 """Standard deviations at which growth is cut, so that nothing folds."""
 
 
@@ -99,8 +101,8 @@ def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w
     there = points_of(keys[2], coarse.reshape(-1, 3), centre, task.variation).reshape(shape)
     there = there * jnp.array([flip, 1.0, 1.0])
     fine = (*shape[:1], task.wanted.shape[0], task.wanted.shape[2], 3)
-    if head.growth is not None:
-        there = there + _grown(keys[4], head.growth, there, task.stored)
+    if head.growth is not None and head.growth_sd is not None:
+        there = there + _grown(keys[4], head.growth, head.growth_sd, there, task.stored)
     vox = jnp.moveaxis(_voxels(task.stored, jax.image.resize(there, fine, "linear")), -1, 0)
     values = gather(head.image, vox.reshape(3, -1), 1).reshape(fine[:3]).astype(jnp.float32)
     values = contrast_of(keys[3], values, there, task.variation)
@@ -110,12 +112,17 @@ def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w
 
 
 def _grown(
-    key: PRNGKeyArray, growth: Float[Array, "field 3 x y z"], points_mm: Float[Array, "s h w 3"], stored: Grid
+    key: PRNGKeyArray,
+    growth: Float[Array, "field 3 x y z"],
+    growth_sd: Float[Array, "field"],
+    points_mm: Float[Array, "s h w 3"],
+    stored: Grid,
 ) -> Float[Array, "s h w 3"]:
     """Displacement of points by structures that grow or shrink by random amounts."""
-    amounts = jnp.clip(jax.random.normal(key, growth.shape[:1]), -LARGEST_GROWTH, LARGEST_GROWTH)
-    # Where a voxel is looked up from further away, the structure has shrunk: signs do not matter, amounts do.
-    field = jnp.moveaxis(jnp.tensordot(amounts, growth, axes=1), 0, -1)
+    amounts = jnp.clip(jax.random.normal(key, growth_sd.shape), -LARGEST_GROWTH, LARGEST_GROWTH)
+    # Looked up from further away, a structure has shrunk: where it is v times as large, places move by 1 / v - 1.
+    away = 1 / (1 + growth_sd * amounts) - 1
+    field = jnp.moveaxis(jnp.tensordot(away, growth, axes=1), 0, -1)
     at = (_voxels(stored, points_mm) - 0.5) / 2
     return gather_channels(field, at.reshape(-1, 3).T).reshape(points_mm.shape)
 
