@@ -92,20 +92,21 @@ def drawer(task: Task, schedule: Schedule) -> Drawer:
 
 def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w c"], Float[Array, "h w k"]]:
     """Neighbouring slices of a varied head, and the truth of the middle one."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
+    variation = task.variation.times(jax.random.uniform(keys[5]))
     middle = jax.random.randint(keys[0], (), 0, task.wanted.shape[1])
     flip = jnp.where(jax.random.bernoulli(keys[1]), -1.0, 1.0)
     coarse = _slab_points(task, middle)
     shape = coarse.shape
     centre = jnp.asarray(task.wanted.centre_mm, jnp.float32)
-    there = points_of(keys[2], coarse.reshape(-1, 3), centre, task.variation).reshape(shape)
+    there = points_of(keys[2], coarse.reshape(-1, 3), centre, variation).reshape(shape)
     there = there * jnp.array([flip, 1.0, 1.0])
     fine = (*shape[:1], task.wanted.shape[0], task.wanted.shape[2], 3)
     if head.growth is not None and head.growth_sd is not None:
         there = there + _grown(keys[4], head.growth, head.growth_sd, there, task.stored)
     vox = jnp.moveaxis(_voxels(task.stored, jax.image.resize(there, fine, "linear")), -1, 0)
     values = gather(head.image, vox.reshape(3, -1), 1).reshape(fine[:3]).astype(jnp.float32)
-    values = contrast_of(keys[3], values, there, task.variation)
+    values = contrast_of(keys[3], values, there, variation)
     truth = gather_channels(head.truth, vox[:, fine[0] // 2].reshape(3, -1)).reshape(*fine[1:3], -1)
     truth = jnp.where(flip < 0, task.mirror(truth), truth)
     return jnp.moveaxis(values, 0, -1), jnp.concatenate([1 - truth.sum(-1, keepdims=True), truth], axis=-1)
