@@ -125,7 +125,11 @@ def label_map_rows(network: ShippedNetwork, path: Path, images: int) -> Iterator
         row["dice"] = dice(cavity > 0.5, wanted > 0.5)
         for name, small in smaller.items() if seed < 2 else ():
             again = image_of(small, grid, seed)
-            drifted, _, _ = measured(network, again, hypodask.align(again))
+            try:
+                drifted, _, _ = measured(network, again, hypodask.align(again))
+            except hypodask.AlignmentError as refusal:
+                print(f"{path.name}, brain {name}: {refusal}")
+                continue
             row[f"{name}_drift_percent"] = 100 * (drifted["icv_ml"] / row["icv_ml"] - 1)
         yield {"head": path.name.split(".")[0], "number": seed, **row}
 
@@ -170,7 +174,9 @@ def summary(maps: pd.DataFrame, real: pd.DataFrame) -> str:
         lines.append(f"Dice: mean {maps['dice'].mean():.4f}, lowest {maps['dice'].min():.4f}")
         for name in SHRUNKEN:
             drift = maps[f"{name}_drift_percent"].dropna()
-            lines.append(f"brain {name}: drift mean {drift.mean():+.2f} %, largest {drift.abs().max():.2f} %")
+            lines.append(
+                f"brain {name}: drift mean {drift.mean():+.2f} %, largest {drift.abs().max():.2f} % ({len(drift)} images)"
+            )
     if len(real):
         spread = real.groupby("head")["icv_ml"].agg(["mean", "std"])
         cov = 100 * spread["std"] / spread["mean"]

@@ -72,8 +72,9 @@ VOXEL_MM3 = float(np.prod(HYPOTHALAMUS_GEOMETRY.spacing_mm))
 UNSURE = (0.2, 0.8)
 """Posteriors of the consensus that become 0 and 1."""
 
-GROWTH_SD = {"both": 0.25, "left": 0.08, "right": 0.08, "ventricle": 0.3}
-"""Standard deviations of relative volume by which examples differ from the head they are made of."""
+GROWTH_SD = {"both": 0.4, "left": 0.08, "right": 0.08, "ventricle": 0.3}
+"""Standard deviations of the logarithm of relative volume by which examples differ from the head they are made of: half
+to twice the hypothalamus. The narrower they are, the more a change is understated: volumes are drawn to the mean."""
 
 
 def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndarray]:

@@ -20,7 +20,7 @@ from hypodask.network.augment import Variation, contrast_of, points_of
 from hypodask.network.learn import Batch, Drawer, Schedule, learn
 from hypodask.network.weights import InputGeometry
 from hypodask.resample import gather, gather_channels
-from hypodask.segmentation.losses import segmentation_loss
+from hypodask.segmentation.losses import cross_entropy
 
 COARSE = 4
 """Warps are worked out at every fourth pixel and interpolated: they are smooth over ten or more."""
@@ -37,12 +37,12 @@ class Head(NamedTuple):
     """Displacements in mm that double each of some structures; voxels twice as large as those of the image
     (``growth.growth_field``)."""
     growth_sd: Float[Array, "field"] | None = None
-    """Standard deviations of their relative volumes."""
+    """Standard deviations of the logarithms of their relative volumes."""
 
 
 Maker = Callable[[PRNGKeyArray], Head]
 
-LARGEST_GROWTH = 2.0
+LARGEST_GROWTH = 1.75
 """Standard deviations at which growth is cut, so that nothing folds."""
 
 
@@ -63,7 +63,7 @@ class Task:
 
 def train(task: Task, config: Architecture, schedule: Schedule, *, checkpoint: Path | None = None) -> SliceNetwork:
     """Learn a U-Net from a task, as :func:`hypodask.network.learn.learn` does."""
-    return learn(drawer(task, schedule), segmentation_loss, config, schedule, checkpoint=checkpoint)
+    return learn(drawer(task, schedule), cross_entropy, config, schedule, checkpoint=checkpoint)
 
 
 def draw(task: Task, schedule: Schedule, key: PRNGKeyArray) -> Batch:
@@ -122,7 +122,7 @@ def _grown(
     """Displacement of points by structures that grow or shrink by random amounts."""
     amounts = jnp.clip(jax.random.normal(key, growth_sd.shape), -LARGEST_GROWTH, LARGEST_GROWTH)
     # Looked up from further away, a structure has shrunk: where it is v times as large, places move by 1 / v - 1.
-    away = 1 / (1 + growth_sd * amounts) - 1
+    away = jnp.exp(-growth_sd * amounts) - 1
     field = jnp.moveaxis(jnp.tensordot(away, growth, axes=1), 0, -1)
     at = (_voxels(stored, points_mm) - 0.5) / 2
     return gather_channels(field, at.reshape(-1, 3).T).reshape(points_mm.shape)
