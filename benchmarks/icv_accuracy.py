@@ -22,6 +22,7 @@ import hypodask
 from benchmarks.posing import MILD, draw_pose, real_head, repose
 from hypodask.agreement import dice
 from hypodask.alignment import Alignment
+from hypodask.errors import AlignmentError
 from hypodask.grid import Grid, transform_points
 from hypodask.resample import resample
 from hypodask.scan import Scan
@@ -127,7 +128,7 @@ def label_map_rows(network: ShippedNetwork, path: Path, images: int) -> Iterator
             again = image_of(small, grid, seed)
             try:
                 drifted, _, _ = measured(network, again, hypodask.align(again))
-            except hypodask.AlignmentError as refusal:
+            except AlignmentError as refusal:
                 print(f"{path.name}, brain {name}: {refusal}")
                 continue
             row[f"{name}_drift_percent"] = 100 * (drifted["icv_ml"] / row["icv_ml"] - 1)
