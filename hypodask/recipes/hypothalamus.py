@@ -235,22 +235,25 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
     )
     training_data = (
         f"{heads} public T1-weighted heads, whole and skull-stripped, with the consensus of 24 runs of the published "
-        "subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, size of the hypothalamus and of "
-        f"the third ventricle, contrast, bias, noise and blur; {steps} steps"
+        "subunit network (Billot et al. 2020) as soft labels; varied in pose, shape, size of the hypothalamus (half to "
+        f"twice) and of the third ventricle, contrast, bias, noise and blur; {steps} steps"
     )
     if members > 1:
         training_data = f"Each of {members} members left some heads out. {training_data}"
     card = whole_card(
         HYPOTHALAMUS, HYPOTHALAMUS_NETWORK, HYPOTHALAMUS_GEOMETRY, training_data, summary(figures, measured_on)
     )
-    changes = "0.2.0: subunits, sharper soft labels, heads that shrink and grow, the networks of all folds together"
+    changes = (
+        "0.3.0: cross-entropy alone; half to twice the hypothalamus; variation of any strength",
+        "0.2.0: subunits, sharper soft labels, heads that shrink and grow, the networks of all folds together",
+    )
     return replace(
         card,
-        version="0.2.0",
+        version="0.3.0",
         members=members,
         volume_heads=len(figures) if card.relative_volume_sd else None,
         part_volume_sd=_part_spread(figures),
-        changelog=(changes, *card.changelog),
+        changelog=(*changes, *card.changelog),
     )
 
 
