@@ -50,7 +50,7 @@ INSIDE = (
 """Tissues of the cranial cavity; the last takes every label below 500 that no other has."""
 
 OUTSIDE = (
-    Tissue("bone", (515,), 0.02, 0.25),
+    Tissue("bone", (515,), 0.02, 0.35),
     Tissue("marrow", (516,), 0.2, 1.3),
     Tissue("soft", (507,), 0.25, 1.2),
     Tissue("skin", (511,), 0.3, 1.6),
@@ -89,13 +89,6 @@ take about a third of the brain of the label maps."""
 SWOLLEN, DEEPEST_SWELLING_MM = 0.3, 2.5
 """Share of images whose brain fills more of the skull: fluid this near to it has become cortex. The label maps are
 of heads with much fluid (a fifth to a third of the cavity); young heads have less."""
-
-CONTRACTED, SMALLEST_BRAIN = 0.3, 0.8
-"""Share of images whose whole brain is smaller but of the same shape, so that there is a gap of fluid beneath the
-skull, and its smallest volume relative to the map's."""
-
-BRAIN_MIDDLE_MM, MIDDLE_SD_MM = (0.0, -20.0, 15.0), 12.0
-"""About which it contracts: the middle of the cavity, and how far from there; brains sink to one side."""
 
 PIXEL_MM = 1.0
 REACH_MM = 3.0
@@ -213,7 +206,7 @@ def slab(
     key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
 ) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
     """One slice with its neighbours as channels, and its truth."""
-    keys = jax.random.split(key, 8)
+    keys = jax.random.split(key, 7)
     number = jax.random.randint(keys[0], (), 0, len(heads.codes))
     middle = jax.random.randint(keys[1], (), 0, box.shape[1])
     voxels, samples = _axes(box, geometry, middle)
@@ -221,7 +214,7 @@ def slab(
     matrix = heads.vox_from_acpc[number]
     # An affine commutes with interpolation, and the net has few knots.
     vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
-    codes = brain_contracted(keys[7], heads, number, vox, samples)
+    codes = _looked_up(heads, number, _spread_out(vox, samples))
     depth = (codes % 256) * DEPTH_MM
     tissues = brain_size_varied(keys[3], codes // 256, depth)
     image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
@@ -233,25 +226,6 @@ def slab(
 def is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     """Whether a tissue lies in the cranial cavity."""
     return (tissues > AIR) & (tissues <= LAST_INSIDE)
-
-
-def brain_contracted(
-    key: PRNGKeyArray, heads: Heads, number: Array, net: Float[Array, "3 p q r"], samples: list[Array]
-) -> Int[Array, "y x z"]:
-    """Codes of the samples, whose voxels are on a coarse net; in some images, of a smaller brain in the same skull."""
-    keys = jax.random.split(key, 3)
-    codes = _looked_up(heads, number, _spread_out(net, samples))
-    matrix = heads.vox_from_acpc[number]
-    acpc = jnp.array(BRAIN_MIDDLE_MM) + MIDDLE_SD_MM * jax.random.normal(keys[0], (3,))
-    middle = (matrix[:3, :3] @ acpc + matrix[:3, 3])[:, None, None, None]
-    larger = jax.random.uniform(keys[1], minval=SMALLEST_BRAIN, maxval=1.0) ** (-1 / 3)
-
-    def contracted() -> Array:
-        inner = _looked_up(heads, number, _spread_out(middle + larger * (net - middle), samples))
-        gap = 256 * FLUID + 255
-        return jnp.where(is_inside(codes // 256), jnp.where(is_inside(inner // 256), inner, gap), codes)
-
-    return jax.lax.cond(jax.random.bernoulli(keys[2], CONTRACTED), contracted, lambda: codes)
 
 
 def brain_size_varied(key: PRNGKeyArray, tissues: Int[Array, "*n"], depth_mm: Float[Array, "*n"]) -> Int[Array, "*n"]:
