@@ -3,7 +3,15 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, STRUCTURES, Label
+from hypodask.labels import (
+    HYPOTHALAMUS,
+    HYPOTHALAMUS_SEED,
+    HYPOTHALAMUS_SIDES,
+    HYPOTHALAMUS_SUBUNITS,
+    ICV,
+    STRUCTURES,
+    Label,
+)
 from hypodask.variables import DERIVED, RESULTS, Variable
 
 PAGE = Path(__file__).with_name("outputs.md")
@@ -24,7 +32,7 @@ def structure_table() -> str:
 
 
 def _sources(structure: str) -> Iterable[str]:
-    for table in (HYPOTHALAMUS, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV):
+    for table in (HYPOTHALAMUS, HYPOTHALAMUS_SEED, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV):
         found = [f"{table.protocol}: {_number(label)}" for label in table if label.structure == structure]
         whole = [f"{table.protocol}: all labels"] if table.whole == structure and not found else []
         yield from [*found, *whole]

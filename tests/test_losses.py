@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
+from scipy.stats import entropy
 
-from hypodask.segmentation.losses import cross_entropy_jaccard_loss, segmentation_loss, soft_dice
+from hypodask.segmentation.losses import cross_entropy, cross_entropy_jaccard_loss, segmentation_loss, soft_dice
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +21,26 @@ def one_pixel_of_four():
     """Truth of a 2 x 2 slice with one pixel of foreground."""
     foreground = jnp.zeros((1, 2, 2)).at[0, 0, 0].set(1.0)
     return jnp.stack([1 - foreground, foreground], axis=-1)
+
+
+def test_cross_entropy_is_that_of_the_textbook():
+    random = np.random.default_rng(0)
+    logits, truth = 3 * random.standard_normal((2, 3, 4, 5)), random.dirichlet(np.ones(5), (2, 3, 4))
+    expected = -(truth * log_softmax(logits, axis=-1)).sum(-1).mean()
+    assert cross_entropy(jnp.asarray(logits), jnp.asarray(truth)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cross_entropy_is_least_at_the_soft_labels_themselves():
+    truth = np.array([0.2, 0.5, 0.3]).reshape(1, 1, 1, 3)
+    least, slopes = jax.value_and_grad(lambda logits: cross_entropy(logits, jnp.asarray(truth)))(jnp.log(truth))
+    assert least == pytest.approx(entropy(truth.ravel()), rel=1e-5)
+    assert np.abs(slopes).max() < 1e-6
+
+
+def test_cross_entropy_of_sure_labels_that_leave_classes_out_is_finite():
+    truth = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    slopes = jax.grad(lambda logits: cross_entropy(logits, truth))(jnp.array([50.0, -50.0]).reshape(1, 1, 1, 2))
+    assert np.isfinite(slopes).all()
 
 
 def test_loss_of_a_network_that_knows_nothing(one_pixel_of_four):
