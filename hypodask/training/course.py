@@ -27,7 +27,7 @@ from hypodask.network.learn import Learnt, learning
 from hypodask.network.unet import predictor
 from hypodask.network.weights import save_weights
 from hypodask.recipes.hypothalamus import CORE, HYPOTHALAMUS_GEOMETRY, outlined_task, scaled
-from hypodask.segmentation.losses import cross_entropy
+from hypodask.segmentation.losses import segmentation_loss
 from hypodask.segmentation.predict import neighbours
 from hypodask.segmentation.train import drawer
 from hypodask.training.card import card_of, data_of
@@ -84,7 +84,7 @@ def run_course(course: Course) -> Path:
     schedule = replace(course.config.schedule, seed=course.config.schedule.seed + course.fold)
     stops = learning(
         drawer(task, schedule),
-        cross_entropy,
+        segmentation_loss,
         start.architecture,
         schedule,
         checkpoint=Path(course.folder) / "checkpoint",
@@ -153,7 +153,7 @@ def _as_they_are(logits: Float[Array, "h w class_"]) -> Float[Array, "h w class_
 
 def _assessed(logits: Float[Array, "n h w class_"], truth: Float[Array, "n h w class_"]) -> tuple[float, float]:
     found, drawn = (np.asarray(values.argmax(axis=-1)) > 0 for values in (logits, truth))
-    return float(cross_entropy(logits, truth)), dice(found, drawn)
+    return float(segmentation_loss(logits, truth)), dice(found, drawn)
 
 
 def _slices(head: dict[str, ndarray]) -> Float[Array, "y x z slice"]:
