@@ -175,9 +175,8 @@ def summary(maps: pd.DataFrame, real: pd.DataFrame) -> str:
         lines.append(f"Dice: mean {maps['dice'].mean():.4f}, lowest {maps['dice'].min():.4f}")
         for name in SHRUNKEN:
             drift = maps[f"{name}_drift_percent"].dropna()
-            lines.append(
-                f"brain {name}: drift mean {drift.mean():+.2f} %, largest {drift.abs().max():.2f} % ({len(drift)} images)"
-            )
+            largest = drift.abs().max()
+            lines.append(f"brain {name}: drift mean {drift.mean():+.2f} %, largest {largest:.2f} % (of {len(drift)})")
     if len(real):
         spread = real.groupby("head")["icv_ml"].agg(["mean", "std"])
         cov = 100 * spread["std"] / spread["mean"]

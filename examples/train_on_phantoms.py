@@ -15,7 +15,7 @@ from hypodask.network.learn import Schedule
 from hypodask.training import Architecture, Data, Folds, TrainingConfig
 
 
-def main(folder: Path, scans: int = 6, steps: int = 120) -> None:
+def main(folder: Path, scans: int = 6, steps: int = 600) -> None:
     """Simulate, train, and measure the first head with the new weights."""
     study = hypodask.phantom.simulate_cohort(folder / "study", scans, outlines=True)
     config = TrainingConfig(
