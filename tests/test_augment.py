@@ -32,6 +32,11 @@ def test_without_variation_intensities_stay_what_they_are(points):
     np.testing.assert_allclose(contrast_of(jax.random.key(0), values, points, NOTHING), values, rtol=1e-5)
 
 
+def test_a_variation_times_nothing_varies_nothing_and_times_one_is_itself():
+    assert Variation().times(jnp.asarray(0.0)) == NOTHING
+    assert Variation().times(jnp.asarray(1.0)) == Variation()
+
+
 def test_a_turn_and_a_shift_keep_distances(points):
     there = moved(points, turn_deg=10, shift_mm=5)
     assert np.abs(there - points).max() > 1
