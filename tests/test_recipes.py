@@ -71,7 +71,7 @@ def test_a_hypothalamic_example_is_a_head_in_units_of_white_matter_with_its_trut
     np.testing.assert_allclose(head.image, 1.0, atol=1e-3)
     np.testing.assert_array_equal(np.moveaxis(np.asarray(head.truth), -1, 0), truth)
     np.testing.assert_array_equal(task.mirror(head.truth)[..., 5], truth[0])
-    assert head.growth.shape == (4, 3, *(n // 2 for n in shape))
+    assert head.growth.fields.shape == (4, 3, *(n // 2 for n in shape))
 
 
 def test_a_label_map_is_posed_and_kept(pose, tmp_path):

@@ -22,7 +22,7 @@ from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import train as training
 from hypodask.segmentation.growth import growth_field, halved
 from hypodask.segmentation.losses import segmentation_loss
-from hypodask.segmentation.train import Head, Task, draw, drawer
+from hypodask.segmentation.train import Growth, Head, Task, draw, drawer
 
 STORED = box_grid((24, 12, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 WANTED = box_grid((16, 4, 16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
@@ -102,7 +102,7 @@ def test_labels_grow_and_shrink_with_the_image(plain):
     growth = jnp.asarray(growth_field(np.asarray(halved(middle_ball())), (2.0, 2.0, 2.0)))[None]
     ball = jnp.asarray(middle_ball())
     truths = jnp.stack([ball, jnp.zeros_like(ball)], axis=-1)
-    task = task_of(lambda key: Head(1 - 0.7 * ball, truths, growth, jnp.array([0.3])))
+    task = task_of(lambda key: Head(1 - 0.7 * ball, truths, Growth(growth, jnp.array([0.3]))))
     inputs, truth = draw(task, Schedule(heads=6, slices=1), jax.random.key(4))
     np.testing.assert_allclose(inputs[..., 1], 1 - 0.7 * truth[..., 1:].sum(-1), atol=1e-5)
     sizes = np.asarray(truth[..., 1:].sum((1, 2, 3)))

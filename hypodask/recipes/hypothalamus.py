@@ -31,7 +31,7 @@ from hypodask.segmentation.keras_import import import_hypothalamus_seg
 from hypodask.segmentation.predict import ShippedNetwork, input_grid, mirrored_channels
 from hypodask.segmentation.segmentation import Segmentation
 from hypodask.segmentation.teacher import consensus
-from hypodask.segmentation.train import Head, Task, train
+from hypodask.segmentation.train import Growth, Head, Task, train
 from hypodask.volumes import measure
 
 log = logging.getLogger(__name__)
@@ -115,13 +115,14 @@ def outlined_task(
     images = jnp.asarray(np.stack(versions))
     truths = jnp.asarray(np.stack([np.moveaxis(head["truth"], 0, -1) for head in heads]))
     growths = jnp.asarray(np.stack([growth_of(head, labels, stored) for head in heads]))
+    log_sd = jnp.array(list(GROWTH_SD.values()))
     exchanged = np.array(mirrored_channels(labels))[1:] - 1
 
     def make(key: PRNGKeyArray) -> Head:
         of_head, of_blur = jax.random.split(key)
         head = jax.random.randint(of_head, (), 0, len(images))
         blur = jax.random.choice(of_blur, len(BLURS_MM), p=jnp.array(BLUR_SHARES))
-        return Head(images[head, blur], truths[head], growths[head], jnp.array(list(GROWTH_SD.values())))
+        return Head(images[head, blur], truths[head], Growth(growths[head], log_sd))
 
     return Task(
         jax.jit(make),

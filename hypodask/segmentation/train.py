@@ -26,6 +26,15 @@ COARSE = 4
 """Warps are worked out at every fourth pixel and interpolated: they are smooth over ten or more."""
 
 
+class Growth(NamedTuple):
+    """Structures of a head that grow and shrink, and how much."""
+
+    fields: Float[Array, "structure 3 x y z"]
+    """Displacements in mm that double each; voxels twice as large as those of the head (``growth.growth_field``)."""
+    log_sd: Float[Array, "structure"]
+    """Standard deviations of the logarithms of their relative volumes."""
+
+
 class Head(NamedTuple):
     """One head as a network could be shown it, before pose and contrast vary."""
 
@@ -33,11 +42,7 @@ class Head(NamedTuple):
     """In units of white matter."""
     truth: Float[Array, "i j k class"]
     """Soft labels without background."""
-    growth: Float[Array, "field 3 x y z"] | None = None
-    """Displacements in mm that double each of some structures; voxels twice as large as those of the image
-    (``growth.growth_field``)."""
-    growth_sd: Float[Array, "field"] | None = None
-    """Standard deviations of the logarithms of their relative volumes."""
+    growth: Growth | None = None
 
 
 Maker = Callable[[PRNGKeyArray], Head]
@@ -102,8 +107,8 @@ def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w
     there = points_of(keys[2], coarse.reshape(-1, 3), centre, variation).reshape(shape)
     there = there * jnp.array([flip, 1.0, 1.0])
     fine = (*shape[:1], task.wanted.shape[0], task.wanted.shape[2], 3)
-    if head.growth is not None and head.growth_sd is not None:
-        there = there + _grown(keys[4], head.growth, head.growth_sd, there, task.stored)
+    if head.growth is not None:
+        there = there + _grown(keys[4], head.growth, there, task.stored)
     vox = jnp.moveaxis(_voxels(task.stored, jax.image.resize(there, fine, "linear")), -1, 0)
     values = gather(head.image, vox.reshape(3, -1), 1).reshape(fine[:3]).astype(jnp.float32)
     values = contrast_of(keys[3], values, there, variation)
@@ -113,17 +118,13 @@ def _slice(task: Task, head: Head, key: PRNGKeyArray) -> tuple[Float[Array, "h w
 
 
 def _grown(
-    key: PRNGKeyArray,
-    growth: Float[Array, "field 3 x y z"],
-    growth_sd: Float[Array, "field"],
-    points_mm: Float[Array, "s h w 3"],
-    stored: Grid,
+    key: PRNGKeyArray, growth: Growth, points_mm: Float[Array, "s h w 3"], stored: Grid
 ) -> Float[Array, "s h w 3"]:
     """Displacement of points by structures that grow or shrink by random amounts."""
-    amounts = jnp.clip(jax.random.normal(key, growth_sd.shape), -LARGEST_GROWTH, LARGEST_GROWTH)
+    amounts = jnp.clip(jax.random.normal(key, growth.log_sd.shape), -LARGEST_GROWTH, LARGEST_GROWTH)
     # Looked up from further away, a structure has shrunk: where it is v times as large, places move by 1 / v - 1.
-    away = jnp.exp(-growth_sd * amounts) - 1
-    field = jnp.moveaxis(jnp.tensordot(away, growth, axes=1), 0, -1)
+    away = jnp.exp(-growth.log_sd * amounts) - 1
+    field = jnp.moveaxis(jnp.tensordot(away, growth.fields, axes=1), 0, -1)
     at = (_voxels(stored, points_mm) - 0.5) / 2
     return gather_channels(field, at.reshape(-1, 3).T).reshape(points_mm.shape)
 
