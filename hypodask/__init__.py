@@ -16,8 +16,9 @@ from hypodask.errors import HypodaskError
 
 if TYPE_CHECKING:
     from hypodask import demo, phantom, report, stats
+    from hypodask.accounts import forget, status
     from hypodask.alignment import Alignment, align
-    from hypodask.cluster import process
+    from hypodask.cluster import plan, process
     from hypodask.cohort import Cohort
     from hypodask.dataset import open_results, verify
     from hypodask.grid import Grid
@@ -42,10 +43,12 @@ __all__ = [
     "align",
     "angles_deg",
     "demo",
+    "forget",
     "import_hypothalamus_seg",
     "load_transform",
     "open_results",
     "phantom",
+    "plan",
     "process",
     "process_scan",
     "read_landmarks",
@@ -55,6 +58,7 @@ __all__ = [
     "save_transform",
     "segment",
     "stats",
+    "status",
     "train",
     "verify",
 ]
@@ -72,9 +76,11 @@ _HOME = {
     "Segmentation": "segmentation",
     "align": "alignment",
     "angles_deg": "transforms",
+    "forget": "accounts",
     "import_hypothalamus_seg": "segmentation",
     "load_transform": "transforms",
     "open_results": "dataset",
+    "plan": "cluster",
     "process": "cluster",
     "process_scan": "pipeline",
     "read_landmarks": "landmarks",
@@ -82,6 +88,7 @@ _HOME = {
     "save_aligned": "transforms",
     "save_transform": "transforms",
     "segment": "segmentation",
+    "status": "accounts",
     "train": "training",
     "verify": "dataset",
 }

@@ -1,4 +1,4 @@
-"""The command line: ``hypodask demo | run | align | verify | report | phantoms | train``.
+"""The command line: ``hypodask demo | run | plan | status | verify | report | forget | align | phantoms | train``.
 
 Every command calls one or two public names and prints what a person needs to know. Exit status: 0 when all is
 well, 1 when a scan is not done, an outline was left out or a store has problems, 2 when nothing could be done.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from hypodask.alignment import Alignment
+    from hypodask.cohort import Cohort
     from hypodask.training import Trained
     from hypodask.transforms import Kind
 
@@ -26,6 +27,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Out = Annotated[str, typer.Argument(help="Folder or fsspec URL of the results.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one per core.")]
+BidsDir = Annotated[str, typer.Argument(help="BIDS folder or URL with T1w scans.")]
+ParticipantLabel = Annotated[
+    list[str] | None, typer.Option(help="Only this participant, with or without 'sub-'; may be repeated.")
+]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of another hypothalamus network, or `hypothalamus-seed`: ours, its outlines extended to the "
+        "label protocol of Kassubek et al. 2025."
+    ),
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also try scans again that were refused.")]
 
 
 def main() -> None:
@@ -69,31 +83,80 @@ def demo(
 
 @app.command()
 def run(
-    bids_dir: Annotated[str, typer.Argument(help="BIDS folder or URL with T1w scans.")],
+    bids_dir: BidsDir,
     out: Out,
-    participant_label: Annotated[
-        list[str] | None, typer.Option(help="Only this participant, with or without 'sub-'; may be repeated.")
-    ] = None,
+    participant_label: ParticipantLabel = None,
     workers: Workers = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of another hypothalamus network, or `hypothalamus-seed`: ours, its outlines extended to the "
-            "label protocol of Kassubek et al. 2025."
-        ),
-    ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed scans again.")] = False,
+    scheduler: Scheduler = None,
+    model: Model = None,
+    retry_failed: RetryFailed = False,
+    only_failed: Annotated[bool, typer.Option("--only-failed", help="Only scans that failed before.")] = False,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that a scan may take.")] = 1800,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
 ) -> None:
     """Process the T1w scans of a BIDS folder; what is done already is not done again."""
-    cohort = hypodask.Cohort.from_bids(bids_dir, participant_labels=participant_label)
-    for note in cohort.notes:
-        typer.echo(note, err=True)
-    results = hypodask.process(cohort, out, client=scheduler, workers=workers, models=model, retry_failed=retry_failed)
+    results = hypodask.process(
+        _cohort(bids_dir, participant_label),
+        out,
+        client=scheduler,
+        workers=workers,
+        models=model,
+        retry_failed=retry_failed,
+        only="failed" if only_failed else None,
+        time_limit=time_limit,
+    )
     if report:
         typer.echo(f"report: {hypodask.report.write(results, out)}")
     raise typer.Exit(_account(results))
+
+
+@app.command()
+def plan(
+    bids_dir: BidsDir,
+    out: Out,
+    participant_label: ParticipantLabel = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    model: Model = None,
+    retry_failed: RetryFailed = False,
+    pilot: Annotated[int, typer.Option(min=0, help="Process so many scans first, to measure time and memory.")] = 0,
+) -> None:
+    """Say what `run` would do, and how long it would take; starts nothing but a pilot."""
+    planned = hypodask.plan(
+        _cohort(bids_dir, participant_label),
+        out,
+        client=scheduler,
+        workers=workers,
+        models=model,
+        retry_failed=retry_failed,
+        pilot=pilot,
+    )
+    typer.echo(planned)
+
+
+def _cohort(bids_dir: str, participant_label: list[str] | None) -> "Cohort":
+    """The scans asked for; what should be known of them is said on standard error."""
+    cohort = hypodask.Cohort.from_bids(bids_dir, participant_labels=participant_label)
+    for note in cohort.notes:
+        typer.echo(note, err=True)
+    return cohort
+
+
+@app.command()
+def status(
+    out: Out, only: Annotated[str | None, typer.Option(help="Only `done`, `failed` or `waiting` scans.")] = None
+) -> None:
+    """What became of every scan so far, also while a run goes on; a table of tab-separated values."""
+    table = hypodask.status(out, only=only).replace(r"\s+", " ", regex=True).replace("", float("nan"))
+    typer.echo(table.to_csv(sep="\t", na_rep="n/a").rstrip())
+
+
+@app.command()
+def forget(out: Out, participant: Annotated[str, typer.Argument(help="Participant, or one scan.")]) -> None:
+    """Remove a participant from stores, journal, results, tables and logs; deletes the report."""
+    for scan in hypodask.forget(out, participant):
+        typer.echo(f"{scan} was removed")
+    typer.echo(f"Take them out of the input too. Write the report anew: hypodask report {out}")
 
 
 @app.command()
@@ -161,7 +224,7 @@ def phantoms(
 def train(
     config: Annotated[str, typer.Argument(help="TOML file that says what to train on, and how.")],
     workers: Workers = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Train a network on outlines of your own; goes on where an earlier call stopped."""
     _show_log()

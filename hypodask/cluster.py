@@ -4,12 +4,8 @@ Workers write stores and return rows; the client keeps a window of scans in flig
 the journal as it comes in, and at the end makes the results dataset. Nothing is kept in the cluster:
 when a worker, the scheduler or this process is lost, the same call goes on where the last one stopped.
 
-A scan is left alone by a later call when its row is in the journal, its input file has the size and
-modification time it had, the same networks are asked for, and its store still has a done-mark. (Hashing
-every input again would read the whole study to find that nothing changed; the done-mark holds the sha256
-for whoever wants to.) A scan that was refused (:class:`~hypodask.errors.ScanError`) stays failed until
-its file changes or ``retry_failed`` is set. What went wrong for another reason, a killed worker, a full
-disk or a defect, is tried again.
+Which scans those are is decided in :mod:`hypodask.planning`. A scan that takes longer than its time limit, or kills
+every worker that has it, becomes a failed row and is set aside.
 
 ``each`` does the same for any function of any items, and keeps no journal.
 """
@@ -18,49 +14,58 @@ import hashlib
 import logging
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import islice
+from math import isnan
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import dask.config
-import fsspec
 import pandas as pd
 import xarray as xr
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
 from distributed.system import MEMORY_LIMIT
 
-from hypodask.cohort import Cohort, Entry
+from hypodask.accounts import keep_log, kept_record
+from hypodask.cohort import Cohort
 from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort
-from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError
+from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError, ScanTimeoutError
 from hypodask.journal import Journal, read_journal, sole_writer
 from hypodask.location import Location
 from hypodask.pipeline import load_models, process_scan
+from hypodask.planning import Job, Only, Plan, decide, planned
 from hypodask.progress import Progress
 from hypodask.row import Row, Stage
-from hypodask.store import store_path
+from hypodask.watching import PeakMemory, ScanLog
 
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 Treat = Callable[..., Row]
 Load = Callable[[Any], Any] | None
-Landed = tuple[Any, "Future[Any]"]
-"""A job and its future, which is finished or failed."""
 Task = Callable[[Any], Any]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-RETRIES = 2
-"""How often a scan is tried again after an error of the disk or the network."""
+PAUSES = (0.2, 1.0)
+"""Seconds before a scan is tried again after an error of the disk or the network, and so how often."""
+
+TIME_LIMIT = 1800.0
+"""Seconds that a scan may take: some hundred times what it takes."""
+
+OVERDUE = "hypodask-overdue"
+"""Topic on which a worker tells the client that a scan takes too long."""
+
+LAST_WORDS_SECONDS = 1.0
+"""How long a worker that gives up waits for this to be said."""
 
 ALLOWED_DEATHS = 0
 """Every scan that was on a worker as it died is suspect at once: it is set aside and later tried alone."""
@@ -73,33 +78,14 @@ WINDOW_SECONDS = 5.0
 
 KILLED = (
     "the worker process died each time it had this scan, also when it had nothing else; it ran out of memory or "
-    "crashed: give the workers more memory, or leave the scan out, and make the same call again"
+    "crashed, and the scan was set aside: give the workers more memory and call again with retry_failed=True, or leave "
+    "the scan out"
 )
-
-TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "created")
-"""Each file system has its own name for the time of the last change; an ETag serves as well."""
 
 CONNECT_SECONDS = 30
 """How long a scheduler may take to answer."""
 
-PLANNERS = 32
-"""Files looked at a time while planning; on an object store each look is a round trip. Not tuned."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan to be treated."""
-
-    entry: Entry
-    store: str
-    """Where its store goes, relative to the output."""
-    stamp: str
-    """What its input and the networks were at planning time; kept in the journal."""
-
-    def __str__(self) -> str:
-        return self.entry.scan
 
 
 def process(
@@ -112,6 +98,8 @@ def process(
     window: int | None = None,
     progress: bool = True,
     retry_failed: bool = False,
+    only: Only | None = None,
+    time_limit: float | None = TIME_LIMIT,
     treat: Treat = process_scan,
     load: Load = load_models,
 ) -> xr.Dataset:
@@ -138,7 +126,12 @@ def process(
     progress
         Show done, failed, left, rate and time left.
     retry_failed
-        Also try scans again that were refused before.
+        Also try scans again that were refused or set aside before.
+    only
+        ``"failed"`` keeps to the scans that have a failed row, whatever the reason.
+    time_limit
+        Seconds that a scan may take. One that takes longer becomes a failed row; its worker process is ended, and its
+        nanny starts another. ``None`` for no limit.
     treat
         ``treat(path, *, scan, out, store, models) -> Row``, importable by the workers; ``landmarks`` is given too for a
         scan that has some.
@@ -165,16 +158,78 @@ def process(
     with sole_writer(out):
         save_cohort(out, cohort.table)
         journal = read_journal(out)
-        jobs = _unfinished(cohort, out, journal, networks.key, retry_failed=retry_failed)
-        if jobs:
+        decisions = decide(cohort, out, journal, networks.key, retry_failed=retry_failed, only=only)
+        if jobs := [decision.job for decision in decisions if decision.runs]:
             with (
                 Progress(len(cohort), **_earlier(cohort, journal, jobs), shown=progress) as bar,
                 _connected(client, workers, len(jobs)) as (connected, ours),
                 _registered(connected, networks.sharing(ours)) as plugin,
+                kept_record(out, len(jobs), networks.key, _workers_of(connected)),
             ):
-                task = partial(_treat_job, treat, out, plugin)
+                task = partial(_treat_job, treat, out, plugin, time_limit)
                 _keep_rows(out, _rows(connected, jobs, task, _Window(connected, window)), bar)
         return _settled(out, assemble(cohort.table, read_journal(out)))
+
+
+def plan(
+    cohort: Cohort,
+    url: str,
+    client: Client | str | None = None,
+    *,
+    workers: int | None = None,
+    models: Models = None,
+    retry_failed: bool = False,
+    only: Only | None = None,
+    pilot: int = 0,
+    treat: Treat = process_scan,
+    load: Load = load_models,
+) -> Plan:
+    """What :func:`process` would do with the same arguments, and how long it would take.
+
+    Nothing is started and nothing written but for a pilot. The estimate is from the scans that were done in this output
+    before, the pilot's among them.
+
+    Parameters
+    ----------
+    pilot
+        Process this many of the scans first, from the first to the last of the cohort; their results are kept, and the
+        call proper will not do them again.
+
+    Returns
+    -------
+    Plan
+        Print it; ``plan.table`` says for each scan whether it would run, and why.
+
+    Raises
+    ------
+    CohortError, ClusterError, ModelError
+        As :func:`process` does.
+    """
+    check_columns(cohort.table)
+    out = Location(url).url
+    networks = Networks.asked_for(models, load)
+    decided = partial(decide, cohort, out, key=networks.key, retry_failed=retry_failed, only=only)
+    journal = read_journal(out)
+    decisions = decided(journal)
+    jobs = _spread([decision.job for decision in decisions if decision.runs], pilot)
+    if not jobs and client is None:
+        return planned(decisions, journal, _workers_here(len(cohort), workers))
+    with _connected(client, workers, len(cohort)) as (connected, ours):
+        threads = sum(_workers_of(connected).values())
+        if not jobs:
+            return planned(decisions, journal, threads)
+        with sole_writer(out), _registered(connected, networks.sharing(ours)) as plugin:
+            task = partial(_treat_job, treat, out, plugin, TIME_LIMIT)
+            with Progress(len(jobs), shown=False) as bar:
+                _keep_rows(out, _rows(connected, jobs, task, _Window(connected)), bar)
+    journal = read_journal(out)
+    return planned(decided(journal), journal, threads)
+
+
+def _spread(jobs: list[Job], number: int) -> list[Job]:
+    """So many of the jobs, evenly from the first to the last."""
+    number = min(number, len(jobs))
+    return [jobs[index * len(jobs) // number] for index in range(number)]
 
 
 @dataclass(frozen=True)
@@ -239,7 +294,7 @@ def each(
         task = partial(_answer, function)
         for landed in _landed(connected, numbered, task, _Window(connected, window)):
             if landed is not None:
-                yield _outcome(*landed)
+                yield _outcome(landed)
 
 
 @dataclass(frozen=True)
@@ -254,21 +309,40 @@ class _Numbered:
 
 
 def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any, Any]:
-    """Run in a worker: as with scans, only errors of the disk or the network leave it."""
+    """Run in a worker; no error leaves it."""
+
+    def outcome() -> Outcome[Any, Any]:
+        try:
+            return Outcome(None, function(numbered.item))
+        except OSError:
+            raise
+        except Exception as err:
+            return Outcome(None, error=err)
+
+    answer, _ = _persistent(outcome)
+    return Outcome(None, error=answer) if isinstance(answer, OSError) else answer
+
+
+def _persistent(call: Callable[[], Value]) -> tuple[Value | OSError, int]:
+    """What a call gives, tried again after errors of the disk or the network; the last such error; and the attempts."""
+    for attempt, pause in enumerate(PAUSES, start=1):
+        try:
+            return call(), attempt
+        except OSError as err:
+            log.warning("attempt %d failed (%s); trying again", attempt, err)
+            time.sleep(pause)
     try:
-        return Outcome(None, function(numbered.item))
-    except OSError:
-        raise
-    except Exception as err:
-        return Outcome(None, error=err)
+        return call(), len(PAUSES) + 1
+    except OSError as err:
+        return err, len(PAUSES) + 1
 
 
-def _outcome(numbered: _Numbered, future: "Future[Any]") -> Outcome[Any, Any]:
-    error = _error_of(numbered, future)
+def _outcome(landed: "Landed") -> Outcome[Any, Any]:
+    item, error = landed.job.item, _error_of(landed)
     if error is None:
-        answer = future.result()
-        return Outcome(numbered.item, answer.value, answer.error)
-    return Outcome(numbered.item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)
+        answer = landed.future.result()
+        return Outcome(item, answer.value, answer.error)
+    return Outcome(item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)
 
 
 class Networks(WorkerPlugin):
@@ -317,46 +391,6 @@ class Networks(WorkerPlugin):
         self.loaded = self._load(self._models) if self._load else None
 
 
-def input_stamp(path: str) -> str:
-    """Size and modification time of a file, to tell later whether it was changed; without reading it."""
-    filesystem, name = fsspec.core.url_to_fs(path)
-    try:
-        known = filesystem.info(name)
-    except OSError:
-        return "missing"
-    times = [
-        known[key] for key in ("mtime", "LastModified", "last_modified", "updated", "ETag", "created") if key in known
-    ]
-    return f"{known['size']}:{times[0] if times else ''}"
-
-
-def _unfinished(cohort: Cohort, out: str, journal: pd.DataFrame, key: str, *, retry_failed: bool) -> list[Job]:
-    known: dict[Any, dict[Any, Any]] = journal.to_dict("index")
-
-    def job_of(entry: Entry) -> Job | None:
-        job = Job(entry, store_path(entry), f"{input_stamp(entry.path)}:{key}{_landmarks_stamp(entry)}")
-        return None if _is_settled(known.get(entry.scan), job, out, retry_failed=retry_failed) else job
-
-    with ThreadPoolExecutor(PLANNERS) as pool:
-        return [job for job in pool.map(job_of, cohort.entries()) if job is not None]
-
-
-def _landmarks_stamp(entry: Entry) -> str:
-    """What changes when landmarks by hand are added, corrected or withdrawn; empty without any."""
-    if entry.landmarks is None:
-        return ""
-    given = input_stamp(entry.landmarks) if isinstance(entry.landmarks, str) else ""
-    return ":" + hashlib.sha256(f"{entry.landmarks} {given}".encode()).hexdigest()[:12]
-
-
-def _is_settled(row: dict[Any, Any] | None, job: Job, out: str, *, retry_failed: bool) -> bool:
-    if row is None or row["stamp"] != job.stamp:
-        return False
-    if row["status"] != "done":
-        return not retry_failed and row["stage"] != "cluster"
-    return not row["store"] or Location(out).child(row["store"], "done.json").exists()
-
-
 def _earlier(cohort: Cohort, journal: pd.DataFrame, jobs: list[Job]) -> dict[str, int]:
     settled = set(cohort.table["scan"]) - {job.entry.scan for job in jobs}
     done = int((journal.loc[list(settled), "status"] == "done").sum()) if settled else 0
@@ -384,7 +418,7 @@ def _connected(client: Client | str | None, workers: int | None, jobs: int) -> I
     if client is not None:
         yield client, 0
         return
-    count = min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)))
+    count = _workers_here(jobs, workers)
     # JAX and fork deadlock.
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
@@ -399,6 +433,19 @@ def _connected(client: Client | str | None, workers: int | None, jobs: int) -> I
         Client(cluster) as own,
     ):
         yield own, count
+
+
+def _workers_here(jobs: int, workers: int | None) -> int:
+    """How many workers are started on this machine."""
+    return min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)))
+
+
+def _workers_of(client: Client) -> dict[str, int]:
+    """Threads of every worker, by its address."""
+    try:
+        return {str(address): int(threads) for address, threads in client.nthreads().items()}
+    except (OSError, TimeoutError) as err:
+        raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
 
 
 @contextmanager
@@ -428,20 +475,50 @@ def _registered(client: Client, networks: Networks) -> Iterator[str]:
             client.unregister_worker_plugin(name)
 
 
-def _treat_job(treat: Treat, out: str, plugin: str, job: Job) -> dict[str, Any]:
-    """Run in a worker. Only errors of the disk or the network leave it, since only they are worth a retry."""
+def _treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, job: Job) -> dict[str, Any]:
+    """Run in a worker: a row, whatever goes wrong."""
     models = cast(Networks, get_worker().plugins[plugin]).loaded
     placed = {} if job.entry.landmarks is None else {"landmarks": job.entry.landmarks}
+
+    def treated() -> Row:
+        try:
+            return treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, **placed)
+        except OSError:
+            raise
+        except ScanError as err:
+            return _failed(job, err, stage="read")
+        except Exception as err:
+            log.exception("%s failed in a way that was not foreseen", job.entry.scan)
+            return _failed(job, err)
+
+    with _within(time_limit), ScanLog() as said, PeakMemory() as memory:
+        row, attempts = _persistent(treated)
+        row = _failed(job, row) if isinstance(row, OSError) else row
+    if said.text:
+        keep_log(out, job.entry.scan, said.text)
+    return replace(row, attempts=attempts, peak_memory_mib=memory.mib).as_dict()
+
+
+@contextmanager
+def _within(seconds: float | None) -> Iterator[None]:
+    """End this process if it takes longer: a thread that hangs cannot be stopped by itself."""
+    worker = get_worker()
+    watch = threading.Timer(seconds or 0, _give_up, (worker, worker.get_current_task()))
+    watch.daemon = True
+    if seconds is not None:
+        watch.start()
     try:
-        row = treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, **placed)
-    except OSError:
-        raise
-    except ScanError as err:
-        row = _failed(job, err, stage="read")
-    except Exception as err:
-        log.exception("%s failed in a way that was not foreseen", job.entry.scan)
-        row = _failed(job, err)
-    return row.as_dict()
+        yield
+    finally:
+        watch.cancel()
+
+
+def _give_up(worker: Worker, key: str) -> None:
+    """Tell the client which task takes too long and, where a nanny starts another, end this process."""
+    worker.log_event(OVERDUE, {"key": key})
+    if worker.nanny is not None:
+        time.sleep(LAST_WORDS_SECONDS)
+        os._exit(1)
 
 
 def _failed(job: Job, err: BaseException, *, stage: Stage = "cluster", reason: str = "") -> Row:
@@ -466,26 +543,41 @@ def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress) -
             bar.refresh()
 
 
+class Landed(NamedTuple):
+    """A job whose task came to an end."""
+
+    job: Any
+    future: "Future[Any]"
+    overdue: bool = False
+    """Whether it was given up because it took too long; then its future may not be finished."""
+    deaths: int = 0
+    """How often its worker died before."""
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether its worker died, and may have died of it."""
+        return not self.overdue and self.future.status == "error" and isinstance(self.future.exception(), KilledWorker)
+
+
 def _rows(client: Client, jobs: list[Job], task: Task, window: "_Window") -> Iterator[dict[str, Any] | None]:
     """The row of each job as it comes in; ``None`` now and then while none does."""
     for landed in _landed(client, jobs, task, window):
-        yield _row(*landed) if landed else None
+        yield _row(landed) if landed else None
 
 
 def _landed(client: Client, jobs: Sequence[Any], task: Task, window: "_Window") -> Iterator[Landed | None]:
     """Each job as it lands, finished or failed for good; ``None`` now and then while none does.
 
-    Dask blames every job that was on a worker as it died. The suspects are tried again, each alone in
-    the cluster, and the second time too: only one that kills its worker then as well is given up.
+    Dask blames every job that was on a worker as it died. The suspects are tried again, one for each worker, and those
+    that were there at a second death each alone in the cluster: only one that kills its worker then too is given up.
     """
-    alone = _Window(client, 1)
-    for size, is_last in ((window, False), (alone, False), (alone, True)):
+    for deaths, size in enumerate(rounds := (window, window.one_each(), window.alone())):
         suspects: list[Any] = []
         for landed in _stream(client, jobs, task, size):
-            if landed is not None and not is_last and _was_killed(landed[1]):
-                suspects.append(landed[0])
+            if landed is not None and landed.was_killed and size is not rounds[-1]:
+                suspects.append(landed.job)
             else:
-                yield landed
+                yield landed and landed._replace(deaths=deaths)
         jobs = suspects
 
 
@@ -496,66 +588,81 @@ def _stream(client: Client, jobs: Iterable[Any], task: Task, window: "_Window") 
     worker dies: so futures are let go as they land.
     """
     waiting, run = iter(jobs), uuid.uuid4().hex
-    landed: SimpleQueue[Future[Any]] = SimpleQueue()
+    landed: SimpleQueue[tuple[str, bool]] = SimpleQueue()
     flying: dict[str, Landed] = {}
+    client.subscribe_topic(OVERDUE, lambda event: landed.put((event[1]["key"], True)))
     try:
         while True:
             for job in islice(waiting, max(0, window.size() - len(flying))):
-                future = client.submit(task, job, key=f"treat-{run}-{job}", pure=False, retries=RETRIES)
-                flying[str(future.key)] = (job, future)
-                future.add_done_callback(landed.put)
+                future = client.submit(task, job, key=f"treat-{run}-{job}", pure=False)
+                flying[str(future.key)] = Landed(job, future)
+                future.add_done_callback(lambda done: landed.put((str(done.key), False)))
             if not flying:
                 return
             try:
-                future = landed.get(timeout=1.0)
+                key, overdue = landed.get(timeout=1.0)
             except Empty:
                 yield None
-            else:
-                yield flying.pop(str(future.key))
+                continue
+            # One that is overdue lands again as its worker dies; and others on this scheduler may be overdue.
+            if key in flying:
+                yield flying.pop(key)._replace(overdue=overdue)
     finally:
+        # On a cluster that is gone these fail in many ways, and must not hide the reason.
         with suppress(Exception):
-            client.cancel([future for _, future in flying.values()])
+            client.unsubscribe_topic(OVERDUE)
+        with suppress(Exception):
+            client.cancel([one.future for one in flying.values()])
 
 
-def _was_killed(future: "Future[Any]") -> bool:
-    return future.status == "error" and isinstance(future.exception(), KilledWorker)
-
-
-def _row(job: Job, future: "Future[Any]") -> dict[str, Any]:
-    error = _error_of(job, future)
+def _row(landed: Landed) -> dict[str, Any]:
+    job, error = landed.job, _error_of(landed)
     if error is None:
-        row = future.result()
+        row = landed.future.result()
     elif isinstance(error, KilledWorker):
         row = _failed(job, error, reason=KILLED).as_dict()
     else:
         row = _failed(job, error).as_dict()
-    return {**row, "stamp": job.stamp}
+    attempts = 1 if isnan(row["attempts"]) else row["attempts"]
+    return {**row, "stamp": job.stamp, "attempts": attempts + landed.deaths}
 
 
-def _error_of(job: object, future: "Future[Any]") -> Any:
-    """The error that left a job's task, if any."""
-    if future.status not in ("finished", "error"):
-        raise ClusterError(f"the cluster lost {job} ({future.status}); make the same call again to go on")
-    return future.exception()
+def _error_of(landed: Landed) -> Exception | None:
+    """The error that took the place of what a task gives, if any."""
+    if landed.overdue:
+        return ScanTimeoutError(
+            "it took longer than its time limit and was set aside; look at the file, and call again with a longer "
+            "time_limit and retry_failed=True, or leave the scan out"
+        )
+    if landed.future.status not in ("finished", "error"):
+        raise ClusterError(f"the cluster lost {landed.job} ({landed.future.status}); make the same call again to go on")
+    return cast("Exception | None", landed.future.exception())
 
 
 class _Window:
     """How many scans may be in flight: two per worker thread and a few, as workers come and go."""
 
-    def __init__(self, client: Client, fixed: int | None) -> None:
+    def __init__(self, client: Client, fixed: int | None = None, *, per_thread: int = 2, more: int = 4) -> None:
         self._client, self._fixed = client, fixed
+        self._per_thread, self._more = per_thread, more
         self._size, self._asked = 0, float("-inf")
+
+    def one_each(self) -> "_Window":
+        """One for each worker, so that a death says which scan it was."""
+        return _Window(self._client, self._fixed, per_thread=0, more=0)
+
+    def alone(self) -> "_Window":
+        """One in all."""
+        return _Window(self._client, 1)
 
     def size(self) -> int:
         if self._fixed is not None:
             return max(1, self._fixed)
         if time.monotonic() - self._asked > WINDOW_SECONDS:
-            try:
-                self._size = 2 * sum(self._client.nthreads().values()) + 4
-            except (OSError, TimeoutError) as err:
-                raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
+            workers = _workers_of(self._client)
+            self._size = self._per_thread * sum(workers.values()) + self._more if self._per_thread else len(workers)
             self._asked = time.monotonic()
-        return self._size
+        return max(1, self._size)
 
 
 def _keep_to_own_cores(worker: int, workers: int) -> None:

@@ -232,12 +232,17 @@ def verify(url: str, *, digests: bool = True) -> list[str]:
     return problems + _results_problems(url, list(scans))
 
 
-def _strays(url: str, journal: pd.DataFrame) -> Iterator[str]:
-    known = set(journal["store"]) if len(journal) else set()
+def stores_in(url: str) -> Iterator[str]:
+    """The stores that an output holds, finished or not, by their paths in it."""
     scans = Location(url).child("scans")
     for name in scans.names():
         inside = [name] if name.endswith(".zarr") else [f"{name}/{store}" for store in scans.child(name).names()]
-        yield from (f"scans/{store}" for store in inside if f"scans/{store}" not in known)
+        yield from (f"scans/{store}" for store in inside)
+
+
+def _strays(url: str, journal: pd.DataFrame) -> Iterator[str]:
+    known = set(journal["store"]) if len(journal) else set()
+    return (store for store in stores_in(url) if store not in known)
 
 
 def _results_problems(url: str, scans: list[str]) -> list[str]:

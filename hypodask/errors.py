@@ -28,6 +28,7 @@
     ├── StoreError (OSError)               a store is incomplete, damaged or not ours
     ├── ResultsError (ValueError)          the results dataset lacks what an analysis needs
     └── ClusterError (RuntimeError)        the cluster, not a scan, went wrong
+        └── ScanTimeoutError               a scan did not come to an end
 
 Each takes one message, so that it survives pickling between workers. A message says what was found,
 what was needed and what to do; context is added on the way up with ``err.add_note(...)``.
@@ -136,3 +137,7 @@ class ResultsError(HypodaskError, ValueError):
 
 class ClusterError(HypodaskError, RuntimeError):
     """The cluster, not a scan, went wrong."""
+
+
+class ScanTimeoutError(ClusterError):
+    """A scan did not come to an end in the time that it was given."""

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
@@ -85,6 +85,18 @@ def read_journal(url: str) -> pd.DataFrame:
     place = Location(url).child("journal")
     parts = [read_parquet(place.child(name)) for name in _parts(place)]
     return latest(pd.concat(parts, ignore_index=True)) if parts else flat_table([]).set_index("scan")
+
+
+def forget_rows(url: str, scans: Collection[str]) -> None:
+    """Remove every row of some scans, older ones included."""
+    place = Location(url).child("journal")
+    for part in map(place.child, _parts(place)):
+        table = read_parquet(part)
+        kept = table[~table["scan"].isin(list(scans))]
+        if kept.empty:
+            part.delete()
+        elif len(kept) < len(table):
+            part.write(to_parquet(kept))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Progress:
             return ""
         seconds_each = (time.monotonic() - self._started) / completed
         return (
-            f"{3600 / seconds_each:.0f} scans/h, {_clock(seconds_each * (self.total - self._earlier - completed))} left"
+            f"{3600 / seconds_each:.0f} scans/h, {clock(seconds_each * (self.total - self._earlier - completed))} left"
         )
 
     def count(self, status: str) -> None:
@@ -83,10 +83,10 @@ class Progress:
             self._console.print(f"hypodask: {self.counts}  {self.pace}".rstrip(), highlight=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Hours, minutes and seconds.
 
-    >>> _clock(3725)
+    >>> clock(3725)
     '1:02:05'
     """
     minutes, rest = divmod(round(seconds), 60)

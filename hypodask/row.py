@@ -72,6 +72,10 @@ class Row:
     """Digest of the input file."""
     seconds: float = float("nan")
     """Wall-clock time spent on this scan."""
+    peak_memory_mib: float = float("nan")
+    """Largest resident memory of the worker while it had this scan, MiB; not-a-number outside a cluster."""
+    attempts: float = float("nan")
+    """How often it was tried in this run, deaths of its worker included; not-a-number outside a cluster."""
     host: str = ""
     """Machine that processed it."""
 

@@ -53,6 +53,8 @@ RESULTS = (
     _text("store", "Store of the scan, relative to the output."),
     _text("sha256", "Digest of the input file."),
     _number("seconds", "s", "Wall-clock time spent on the scan."),
+    _number("peak_memory_mib", "MiB", "Largest resident memory of the worker while it had the scan."),
+    _number("attempts", "1", "How often the scan was tried in the run that settled it, deaths of its worker included."),
     _text("host", "Machine that processed the scan."),
 )
 """What the pipeline measures, one entry per field of :class:`hypodask.row.Row` but ``scan``."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ import hypodask
 from hypodask import cli
 from hypodask.dataset import assemble, finalise, save_cohort
 from hypodask.errors import CohortError
+from hypodask.journal import Journal, read_journal
 from hypodask.row import Row
 
 DONE = Row("sub-01", "done", volume_mm3={"hypothalamus": 850.0, "icv": 1.5e6}, store="scans/sub-01.nii.zarr")
@@ -249,9 +251,12 @@ def test_commands_are_those_that_are_promised() -> None:
     assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == {
         "align",
         "demo",
+        "forget",
         "phantoms",
+        "plan",
         "report",
         "run",
+        "status",
         "train",
         "verify",
     }
@@ -260,3 +265,36 @@ def test_commands_are_those_that_are_promised() -> None:
 def test_the_module_can_be_imported_by_a_spawned_worker_without_running_anything() -> None:
     done = subprocess.run([sys.executable, "-c", "import hypodask.cli"], capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.fixture
+def accounted(tmp_path: Path) -> str:
+    """An output of two scans of which one failed."""
+    out = str(tmp_path / "accounted")
+    table = pd.DataFrame({"scan": ["sub-01", "sub-02"], "path": "", "participant_id": ["sub-01", "sub-02"]})
+    save_cohort(out, table)
+    with Journal(out) as journal:
+        journal.append(DONE.as_dict())
+        journal.append(Row("sub-02", "failed", stage="read", error="NonFiniteError").as_dict())
+    finalise(out, assemble(table, read_journal(out)))
+    return out
+
+
+def test_plan_says_what_would_run_and_runs_nothing(study: Path, tmp_path: Path) -> None:
+    result = invoke("plan", study, tmp_path / "new", "--participant-label", "01", "--workers", 1)
+    assert result.output.splitlines()[0].startswith("1 scans: 1 to process (")
+    assert not (tmp_path / "new").exists()
+
+
+def test_status_is_a_table_of_all_scans_or_of_those_that_failed(accounted: str) -> None:
+    lines = invoke("status", accounted).output.splitlines()
+    assert lines[0].split("\t")[:3] == ["scan", "status", "stage"]
+    assert [line.split("\t")[:3] for line in lines[1:]] == [["sub-01", "done", "n/a"], ["sub-02", "failed", "read"]]
+    assert len(invoke("status", accounted, "--only", "failed").output.splitlines()) == 2
+
+
+def test_forget_removes_a_participant_and_says_what_is_left_to_do(accounted: str) -> None:
+    result = invoke("forget", accounted, "01")
+    assert "sub-01 was removed" in result.output
+    assert "Take them out of the input too" in result.output
+    assert hypodask.open_results(accounted)["scan"].to_numpy().tolist() == ["sub-02"]

@@ -1,5 +1,6 @@
 """N scans in, N rows out, whatever happens to a scan or to a worker; and nothing is done twice."""
 
+import json
 import os
 import time
 from collections import Counter
@@ -13,20 +14,21 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import hypodask.cluster
-from hypodask.cluster import each, input_stamp, process
+from hypodask.cluster import each, plan, process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
 from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
 from hypodask.grid import Grid
 from hypodask.journal import read_journal
 from hypodask.location import Location
+from hypodask.planning import input_stamp
 from hypodask.progress import Progress
 from hypodask.row import Row
 from hypodask.scan import Scan
 from hypodask.store import delete_store, mark_done, write_scan
 
 SOUND, REFUSED, FAILED_INSIDE = "sound", "refused", "failed inside"
-BUG, DISK, FLAKY, DEADLY, ONCE_DEADLY = "bug", "disk", "flaky", "deadly", "once deadly"
+BUG, DISK, FLAKY, DEADLY, ONCE_DEADLY, ENDLESS = "bug", "disk", "flaky", "deadly", "once deadly", "endless"
 
 
 def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
@@ -37,6 +39,8 @@ def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
     order = Path(path).read_text()
     if order == DEADLY or (order == ONCE_DEADLY and before == 1):
         os._exit(1)
+    if order == ENDLESS:
+        time.sleep(600)
     if order == REFUSED:
         raise NonFiniteError("3 voxels are NaN; export the scan again")
     if order == FAILED_INSIDE:
@@ -49,7 +53,9 @@ def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
     write_scan(f"{out}/{store}", Scan(voxels, Grid((4, 4, 4), np.eye(4), "scanner")))
     mark_done(f"{out}/{store}", {})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    return Row(scan, "done", volume_mm3={"icv": 1.5e6}, store=store, model=str(models), warnings=str(cores))
+    return Row(
+        scan, "done", volume_mm3={"icv": 1.5e6}, seconds=0.1, store=store, model=str(models), warnings=str(cores)
+    )
 
 
 def load(models: object) -> str:
@@ -285,6 +291,89 @@ def test_workers_started_here_survive_a_deadly_scan_and_blame_no_other(study, ou
     if hasattr(os, "sched_getaffinity"):
         share = -(-len(os.sched_getaffinity(0)) // 2)
         assert set(results["warnings"].to_numpy()[[0, 2, 4]]) <= {str(share), str(max(1, share - 1))}
+
+
+def test_a_scan_that_kills_its_workers_is_set_aside_until_it_is_asked_for(run, study, out):
+    cohort = study(SOUND, DEADLY)
+    assert run(cohort)["attempts"].to_numpy().tolist() == [pytest.approx(1, abs=1), 3]
+    forget_calls(out)
+    run(cohort)
+    assert calls(out) == {}
+    run(cohort, only="failed")
+    assert calls(out) == {"sub-01": 3}
+
+
+def test_a_scan_that_takes_too_long_is_a_failed_row_and_holds_up_no_other(run, study, out):
+    cohort = study(SOUND, ENDLESS, SOUND, SOUND)
+    started = time.monotonic()
+    results = run(cohort, time_limit=2.0)
+    assert time.monotonic() - started < 60
+    assert results["status"].to_numpy().tolist() == ["done", "failed", "done", "done"]
+    overdue = results.sel(scan="sub-01")
+    assert (overdue["error"].item(), overdue["stage"].item()) == ("ScanTimeoutError", "cluster")
+    assert "longer than its time limit" in overdue["reason"].item()
+    forget_calls(out)
+    run(cohort, time_limit=2.0)
+    assert calls(out) == {}
+
+
+def test_only_failed_keeps_to_the_scans_that_failed(run, study, out):
+    run(study(REFUSED, DISK, SOUND))
+    forget_calls(out)
+    results = run(study(REFUSED, DISK, SOUND, SOUND), only="failed")
+    assert set(calls(out)) == {"sub-00", "sub-01"}
+    assert results["status"].to_numpy().tolist() == ["failed", "failed", "done", "skipped"]
+
+
+def test_attempts_and_memory_are_kept_of_every_scan(run, study, out):
+    results = run(study(SOUND, FLAKY, DISK, REFUSED))
+    assert results["attempts"].to_numpy().tolist() == [1, 3, 3, 1]
+    assert (results["peak_memory_mib"] > 50).all()
+
+
+def test_what_is_logged_of_a_scan_is_kept_with_the_trace_of_its_error(run, study, out):
+    run(study(SOUND, BUG, FLAKY))
+    assert Location(out).child("logs").names() == ["sub-01.log", "sub-02.log"]
+    assert "KeyError: 'unforeseen'" in Path(out, "logs", "sub-01.log").read_text()
+    assert Path(out, "logs", "sub-02.log").read_text().count("No space left on device") == 2
+
+
+def test_a_run_leaves_a_record_of_versions_and_workers(run, study, out):
+    run(study(SOUND, REFUSED))
+    (record,) = (json.loads(path.read_text()) for path in Path(out, "runs").iterdir())
+    assert (record["scans"], record["workers"], record["threads"]) == (2, 2, 2)
+    assert record["versions"]["hypodask"] == hypodask.__version__
+    assert record["began"] <= record["ended"]
+    run(study(SOUND, REFUSED))
+
+
+def test_a_plan_says_what_would_run_and_why_and_starts_nothing(run, study, out):
+    cohort = study(SOUND, REFUSED, SOUND)
+    first = plan(cohort, out, workers=2, treat=treat, load=None)
+    assert (first.to_run, first.to_skip, first.reasons) == (3, 0, {"new": 3})
+    assert first.input_bytes == len(SOUND + REFUSED + SOUND)
+    assert "time and memory are not known" in str(first)
+    assert Location(out).names() == []
+    run(cohort)
+    Location(out).child("scans/sub-02.nii.zarr/done.json").delete()
+    os.utime(cohort.table["path"][0], (1, 1))
+    second = plan(cohort, out, workers=2, treat=treat, load=None)
+    assert second.table["runs"].tolist() == [True, False, True]
+    reasons = ["its file has changed", "refused or set aside before", "its store is not complete"]
+    assert second.table["why"].tolist() == reasons
+    assert calls(out) == {"sub-00": 1, "sub-01": 1, "sub-02": 1}
+
+
+def test_a_pilot_measures_time_and_memory_and_is_not_done_again(client, run, study, out):
+    cohort = study(*[SOUND] * 5)
+    piloted = plan(cohort, out, client, pilot=2, treat=treat, load=None)
+    assert (piloted.to_run, piloted.to_skip, piloted.measured_on) == (3, 2, 2)
+    assert calls(out) == {"sub-00": 1, "sub-02": 1}
+    assert piloted.memory_mib > 50
+    assert "by the 2 scans done in this output" in str(piloted)
+    assert "results.json" not in Location(out).names()
+    run(cohort)
+    assert set(calls(out).values()) == {1}
 
 
 def test_the_stamp_of_a_file_changes_with_its_size_or_time_and_never_fails(tmp_path):

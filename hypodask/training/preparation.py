@@ -15,10 +15,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from hypodask.alignment import align
-from hypodask.cluster import input_stamp
 from hypodask.errors import OutlineError, TransformError
 from hypodask.labels import LabelTable
 from hypodask.network.weights import InputGeometry
+from hypodask.planning import input_stamp
 from hypodask.recipes.hypothalamus import CORE, hypothalamus_stored_grid
 from hypodask.resample import resample
 from hypodask.scan import read_scan
