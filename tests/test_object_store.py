@@ -12,15 +12,17 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import head_voxels
 from distributed import Client, LocalCluster
 
 from hypodask.cluster import process
@@ -96,7 +98,7 @@ def first_match(pattern: str, log: Path) -> str:
 def client(server: str) -> Iterator[Client]:
     with (
         LocalCluster(
-            n_workers=2,
+            n_workers=1,
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
@@ -108,72 +110,75 @@ def client(server: str) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture
-def study(server: str, tmp_path: Path, head_file: Callable[..., Path]) -> tuple[str, str]:
-    """The same BIDS folder twice: in a folder, and in the object store."""
-    folder, bucket = tmp_path / "bids", f"s3://study/{uuid4().hex}/bids"
+@pytest.fixture(scope="module")
+def study(client: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same BIDS folder twice, in a folder and in the object store, each processed; where by ``file`` and ``s3``."""
+    places = {"file": str(tmp_path_factory.mktemp("study")), "s3": f"s3://study/{uuid4().hex}"}
+    folder = Path(places["file"], "bids")
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -94.0
     for number in range(SCANS):
         participant = f"sub-{number:02d}"
-        head_file(f"{participant}_T1w.nii.gz", folder=folder / participant / "anat", seed=number)
+        (folder / participant / "anat").mkdir(parents=True)
+        head = nib.Nifti1Image(head_voxels(seed=number), affine)
+        nib.save(head, folder / participant / "anat" / f"{participant}_T1w.nii.gz")
     participants = pd.DataFrame(
         {"participant_id": [f"sub-{n:02d}" for n in range(SCANS)], "age": range(60, 60 + SCANS)}
     )
     participants.to_csv(folder / "participants.tsv", sep="\t", index=False)
-    fsspec.filesystem("s3").put(str(folder), bucket, recursive=True)
-    return str(folder), bucket
+    fsspec.filesystem("s3").put(str(folder), f"{places['s3']}/bids", recursive=True)
+    for place in places.values():
+        run(client, place)
+    return places
 
 
-def run(client: Client, bids: str, out: str) -> xr.Dataset:
-    return process(Cohort.from_bids(bids), out, client, progress=False, treat=treat, load=None)
+def run(client: Client, place: str) -> xr.Dataset:
+    cohort = Cohort.from_bids(f"{place}/bids")
+    return process(cohort, f"{place}/out", client, progress=False, treat=treat, load=None)
 
 
-def results_of(bids: str) -> str:
-    return f"{bids.removesuffix('/bids')}/out"
-
-
-def test_a_study_on_an_object_store_gives_the_table_of_the_same_study_in_a_folder(client, study):
-    local, remote = (run(client, bids, results_of(bids)) for bids in study)
+def test_a_study_on_an_object_store_gives_the_table_of_the_same_study_in_a_folder(study):
+    local, remote = (open_results(f"{place}/out") for place in study.values())
     assert local["status"].to_numpy().tolist() == ["done"] * SCANS
     assert len(set(local["volume_mm3"].sel(structure="icv").to_numpy())) == SCANS
     assert [path.startswith("s3://study/") for path in remote["path"].to_numpy()] == [True] * SCANS
     xr.testing.assert_identical(remote.drop_vars("path"), local.drop_vars("path"))
-    folder, bucket = map(results_of, study)
-    xr.testing.assert_identical(open_results(bucket), remote)
-    assert Location(bucket).child("volumes.json").read() == Location(folder).child("volumes.json").read()
     for store in remote["store"].to_numpy():
-        np.testing.assert_array_equal(*(read_stored_scan(f"{out}/{store}").stored for out in (folder, bucket)))
-        np.testing.assert_array_equal(*(read_label_map(f"{out}/{store}", "icv_scan")[0] for out in (folder, bucket)))
+        stores = [f"{place}/out/{store}" for place in study.values()]
+        np.testing.assert_array_equal(*(read_stored_scan(store).stored for store in stores))
+        np.testing.assert_array_equal(*(read_label_map(store, "icv_scan")[0] for store in stores))
 
 
-def test_a_second_call_on_an_object_store_does_nothing_and_what_is_lost_is_told_and_made_anew(client, study):
-    bids, out = study[1], results_of(study[1])
-    first = run(client, bids, out)
-    assert calls(out) == {f"sub-{number:02d}": 1 for number in range(SCANS)}
-    assert verify(out) == []
-    before = {name: size for name, size in Location(out).files().items() if name.startswith("results")}
-    xr.testing.assert_identical(run(client, bids, out), first)
-    assert sum(calls(out).values()) == SCANS
-    assert {name: size for name, size in Location(out).files().items() if name.startswith("results")} == before
+def test_a_second_call_on_an_object_store_does_nothing(client, study):
+    out = Location(f"{study['s3']}/out")
+    before, done = out.names(), calls(out.url)
+    xr.testing.assert_identical(run(client, study["s3"]), open_results(out.url))
+    assert calls(out.url) == done
+    # The results have a name of their own each time that they are written.
+    assert out.names() == before
 
-    chunk = next(name for name in Location(out).files() if "sub-01" in name and "labels/icv_scan/0/c" in name)
-    Location(out).child(chunk).delete()
-    problems = verify(out, digests=False)
-    assert problems
+
+def test_a_chunk_that_an_object_store_lost_is_told_and_its_scan_made_anew(client, study):
+    out = Location(f"{study['s3']}/out")
+    results, done = open_results(out.url), calls(out.url)
+    assert verify(out.url) == []
+    store = out.child(results["store"].sel(scan="sub-01").item())
+    store.child("labels/icv_scan/0/c/0/0/0").delete()
+    problems = verify(out.url, digests=False)
+    assert "sub-01: labels/icv_scan/0/c/0/0/0 is missing" in problems
     assert all(problem.startswith("sub-01: ") for problem in problems)
-    assert any("labels/icv_scan/0/c/0/0/0 is missing" in problem for problem in problems)
-
-    Location(out).child(first["store"].sel(scan="sub-01").item(), "done.json").delete()
-    xr.testing.assert_identical(run(client, bids, out), first)
-    assert calls(out)["sub-01"] == 2
-    assert sum(calls(out).values()) == SCANS + 1
-    assert verify(out) == []
+    store.child("done.json").delete()
+    xr.testing.assert_identical(run(client, study["s3"]), results)
+    assert calls(out.url) - done == {"sub-01": 1}
+    assert verify(out.url) == []
 
 
 def test_a_second_client_is_refused_on_an_object_store(client, study):
-    out = results_of(study[1])
-    with sole_writer(out), pytest.raises(ClusterError, match=f"process {os.getpid()} on .* has been writing here"):
-        run(client, study[1], out)
-    assert Location(out).names() == []
+    out = Location(f"{study['s3']}/out")
+    before = out.names()
+    with sole_writer(out.url), pytest.raises(ClusterError, match=f"process {os.getpid()} on .* has been writing here"):
+        run(client, study["s3"])
+    assert out.names() == before
 
 
 def test_of_two_that_create_an_object_at_once_one_is_refused_by_the_store(server, monkeypatch):
