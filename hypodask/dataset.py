@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy import ndarray
+from zarr.abc.buffer import Buffer
 from zarr.errors import ZarrUserWarning
+from zarr.storage import MemoryStore
 
 from hypodask.errors import CohortError, ResultsError
 from hypodask.journal import flat_table, latest, read_journal, read_parquet, to_parquet
@@ -132,15 +134,24 @@ def finalise(url: str, dataset: xr.Dataset) -> None:
     """
     place = Location(url)
     name = f"results-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.zarr"
-    with warnings.catch_warnings():
-        # Zarr v3 has yet to adopt consolidated metadata; without it opening reads every array's own.
-        warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
-        _writable(dataset).to_zarr(place.child(name).zarr_store(), mode="w", consolidated=True, zarr_format=3)
+    _write_zarr(place.child(name), dataset)
     write_tables(url, dataset)
     place.child("results.json").write(_json({"results": name}))
     for older in place.names():
         if re.fullmatch(r"results-.*\.zarr", older) and older != name:
             place.child(older).delete()
+
+
+def _write_zarr(place: Location, dataset: xr.Dataset) -> None:
+    # Zarr asks an object store 400 times for the results of two scans, and waits each time: so it writes to memory,
+    # and the finished files go there at once.
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(files) if place.folder is None else place.zarr_store()
+    with warnings.catch_warnings():
+        # Zarr v3 has yet to adopt consolidated metadata; without it opening reads every array's own.
+        warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
+        _writable(dataset).to_zarr(store, mode="w", consolidated=True, zarr_format=3)
+    place.write_objects({name: file.to_bytes() for name, file in files.items()})
 
 
 def open_results(url: str) -> xr.Dataset:

@@ -1,7 +1,9 @@
 """A place where files are kept: a folder, or a prefix of an object store, by any URL that fsspec knows."""
 
+import errno
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,11 +93,16 @@ class Location:
         filesystem, path = self._place
         filesystem.pipe_file(path, content)
 
+    def write_objects(self, files: Mapping[str, bytes]) -> None:
+        """Put many files below an object-store prefix, as many at a time as the store allows."""
+        filesystem, path = self._place
+        filesystem.pipe({f"{path}/{name}": content for name, content in files.items()})
+
     def create(self, content: bytes) -> None:
         """Put a file here unless there is one already.
 
-        Of two clients only one succeeds in a folder; on an object store two that try within one round
-        trip may both.
+        Of two clients only one succeeds: in a folder, and on an object store with conditional writes, as S3, GCS and
+        Azure are. On one without them, two that try within one round trip may both.
 
         Raises
         ------
@@ -109,6 +116,18 @@ class Location:
         elif self.exists():
             raise FileExistsError(f"{self.url} exists already")
         else:
+            self._create_object(content)
+
+    def _create_object(self, content: bytes) -> None:
+        filesystem, path = self._place
+        try:
+            filesystem.pipe_file(path, content, mode="create")
+        except OSError as err:
+            # Servers that speak S3 refuse in many ways: most do not name the condition that was not met.
+            if self.exists():
+                raise FileExistsError(f"{self.url} exists already") from err
+            if err.errno != errno.ENOSYS:
+                raise
             self.write(content)
 
     def files(self) -> dict[str, int]:
