@@ -41,6 +41,9 @@ ALWAYS = ("hypothalamus", "icv")
 LONG_TEXT = ("reason", "warnings", "sha256", "store", "path", "landmarks")
 """Left out of the tidy table, which would repeat them for every structure."""
 
+RESULTS_NAME = re.compile(r"results-[\w-]+\.zarr")
+"""Names of results within an output."""
+
 READERS = 16
 """Stores checked at a time; not tuned."""
 
@@ -138,7 +141,7 @@ def finalise(url: str, dataset: xr.Dataset) -> None:
     write_tables(url, dataset)
     place.child("results.json").write(_json({"results": name}))
     for older in place.names():
-        if re.fullmatch(r"results-.*\.zarr", older) and older != name:
+        if RESULTS_NAME.fullmatch(older) and older != name:
             place.child(older).delete()
 
 
@@ -174,9 +177,15 @@ def open_results(url: str) -> xr.Dataset:
         raise ResultsError(f"there are no results in {url}: process a cohort into it, to the end, first") from None
     except (ValueError, KeyError) as err:
         raise ResultsError(f"{url}/results.json is damaged; process the cohort again to remake it") from err
+    if not RESULTS_NAME.fullmatch(str(name)):
+        raise ResultsError(
+            f"{url}/results.json names {name!r}, no results of ours; process the cohort again to remake it"
+        )
     try:
-        stored = xr.open_zarr(place.child(name).zarr_store(read_only=True), chunks=None, consolidated=True).load()
-    except (FileNotFoundError, ValueError) as err:
+        # Of the older format of Zarr we write nothing, and it knows codecs that are pickles, which can run code.
+        place = place.child(name)
+        stored = xr.open_zarr(place.zarr_store(read_only=True), chunks=None, consolidated=True, zarr_format=3).load()
+    except (FileNotFoundError, ValueError, KeyError) as err:
         raise ResultsError(f"{url}/{name} is missing or damaged; process the cohort again to remake it") from err
     return _text_as(stored, np.str_)
 

@@ -8,9 +8,11 @@ import csv
 import json
 import math
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -36,6 +38,9 @@ SYSTEMS = {"RAS": (1.0, 1.0), "0": (1.0, 1.0), "LPS": (-1.0, -1.0), "1": (-1.0, 
 """Signs of x and y in 3D Slicer's coordinate systems; its older versions write a number."""
 
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+
+MAX_BYTES = 2**24
+"""A file of landmarks takes some kB; not tuned."""
 
 BLOCKS = ("AnatomicalLandmark", "HeadCoil")
 """Where BIDS keeps landmarks: each of these, followed by Coordinates, CoordinateSystem and CoordinateUnits."""
@@ -142,15 +147,36 @@ def _point(numbers: Any, what: str) -> Point:
 
 
 def _text(name: str) -> str:
+    if "://" not in name and stat.S_IFMT(_mode(name)) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        # Opening a pipe would wait for ever, and a device such as /dev/zero would never end.
+        raise LandmarkError("a pipe or device was given for landmarks; a regular file is needed: copy it there")
     try:
         with fsspec.open(name, "rb") as file:
-            return bytes(file.read()).decode("utf-8-sig")
+            content = bytes(file.read(MAX_BYTES + 1))
+    except FileNotFoundError:
+        raise LandmarkError("there is no such file of landmarks; correct the path") from None
+    except IsADirectoryError:
+        raise LandmarkError("a folder was given as a file of landmarks; give the file in it") from None
+    except PermissionError:
+        raise LandmarkError("nobody allowed us to read the file of landmarks; grant this user access to it") from None
+    if len(content) > MAX_BYTES:
+        raise LandmarkError(f"the file of landmarks has more than {MAX_BYTES:,} bytes; give one of points alone")
+    try:
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise LandmarkError("there is no such file of landmarks; correct the path") from None
     except IsADirectoryError:
         raise LandmarkError("a folder was given as a file of landmarks; give the file in it") from None
     except UnicodeDecodeError:
         raise LandmarkError("the file of landmarks is not text; save it again as .fcsv or .json") from None
+
+
+def _mode(path: str) -> int:
+    """What kind of file a path leads to; 0 where there is none."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def _chosen(points: Iterable[Placed]) -> Landmarks:
@@ -202,7 +228,7 @@ def _slicer_axes(system: Any) -> Affine:
 def _json(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text, object_pairs_hook=_once)
-    except json.JSONDecodeError as err:
+    except (json.JSONDecodeError, RecursionError) as err:
         raise LandmarkError(f"the file is not JSON ({err}); save it again") from err
     if not isinstance(content, dict):
         raise LandmarkError("the file holds no JSON object; give a .mrk.json of 3D Slicer or a JSON file of BIDS")

@@ -24,6 +24,7 @@ from hypodask.cohort.problems import (
     covariate_problems,
     id_problems,
     missing_files,
+    path_problems,
     refuse,
     refuse_repeated_columns,
     repeated_ids,
@@ -83,7 +84,8 @@ class Cohort:
 
     def __post_init__(self) -> None:
         table = _with_columns(self.table.rename(columns=str))
-        refuse(id_problems(table) + covariate_problems(table) + landmark_problems(table), "this cohort")
+        names = id_problems(table) + path_problems(table["path"])
+        refuse(names + covariate_problems(table) + landmark_problems(table), "this cohort")
         object.__setattr__(self, "table", table)
 
     def __len__(self) -> int:
@@ -156,7 +158,10 @@ class Cohort:
         given = table.copy() if isinstance(table, pd.DataFrame) else read_table(_absolute(table))
         given = _with_paths(given.rename(columns=str).reset_index(drop=True))
         folder = _absolute(root) if root is not None else _folder_of(table)
-        given["path"] = [join(folder, path) for path in as_text(given["path"])]
+        paths = [join(folder, path) for path in as_text(given["path"])]
+        # Before they are a column again: pandas holds no such text.
+        refuse(path_problems(paths), "this table")
+        given["path"] = paths
         return _from_paths(with_landmark_paths(given, folder))
 
     @classmethod
@@ -174,6 +179,7 @@ class Cohort:
         absolute = [_absolute(path) for path in paths]
         if not absolute:
             raise CohortError("the list of files is empty; give at least one path")
+        refuse(path_problems(absolute), "this list")
         return _from_paths(pd.DataFrame({"path": absolute}))
 
 

@@ -29,6 +29,12 @@ def id_problems(table: pd.DataFrame) -> list[str]:
     return scans + dangers + sites + alike
 
 
+def path_problems(paths: Iterable[str]) -> list[str]:
+    """Paths that no table of text can hold, since the bytes of their names are not UTF-8."""
+    odd = [path for path in paths if any("\ud800" <= character <= "\udfff" for character in path)]
+    return [f"path {path!r}: its name is not UTF-8 text; rename the file or folder" for path in odd]
+
+
 def covariate_problems(table: pd.DataFrame) -> list[str]:
     """Covariates whose names are those of results, of each other, or of no possible array."""
     covariates = [name for name in table.columns if name not in COLUMNS]

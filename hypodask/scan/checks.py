@@ -105,7 +105,7 @@ def check_affine(scanner_from_vox: Float[ndarray, "4 4"]) -> None:
     if np.abs(scanner_from_vox[:3, 3]).max() > MAX_OFFSET_MM:
         raise BadTransformError(
             f"the first voxel lies at {scanner_from_vox[:3, 3].tolist()} mm; at most {MAX_OFFSET_MM:g} mm "
-            f"from the scanner's centre are believed: {cure}"
+            f"from the scanner's centre are believed: check the unit in the header, or {cure}"
         )
 
 

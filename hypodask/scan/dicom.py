@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -92,13 +93,29 @@ def _extract(archive: zipfile.ZipFile, series: Path) -> None:
 
 
 def _folder_digest(folder: Path) -> str:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    digests = sorted(_file_digest(file) for file in _files_of(folder))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a series; no more of a folder is looked at than a series can have."""
+    found = [path for path in islice(folder.rglob("*"), MAX_FILES + 1) if not path.is_dir()]
+    odd = [path.name for path in found if path.exists() and not path.is_file()]
+    if odd:
+        # The converter would wait for a pipe until its time is over.
+        raise UnreadableScanError(
+            f"this folder holds {odd[0]!r}, a pipe or device; only the files of one DICOM series are needed: remove it"
+        )
+    files = [path for path in found if path.is_file()]
     if not files:
         raise UnreadableScanError("this folder is empty; a scan, or a folder with the DICOM files of one, is needed")
-    if len(files) > MAX_FILES:
-        raise OversizeScanError(f"this folder holds {len(files):,} files; give the folder of one DICOM series")
-    digests = sorted(_file_digest(file) for file in files)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    size = sum(path.stat().st_size for path in files)
+    if len(found) > MAX_FILES or size > MAX_UNPACKED_BYTES:
+        raise OversizeScanError(
+            f"this folder holds {len(found):,} files or more, of {size:,} bytes; at most {MAX_FILES:,} and "
+            f"{MAX_UNPACKED_BYTES:,} are read: give the folder of one DICOM series"
+        )
+    return files
 
 
 def _file_digest(path: Path) -> str:
@@ -114,7 +131,8 @@ def _digest(file: BinaryIO) -> str:
 
 
 def _convert(series: Path, output: Path) -> None:
-    command = [_converter(), "-z", "n", "-b", "n", "-f", "%s_%d", "-o", str(output), str(series)]
+    # Named by the series' number alone: its description is free text, and the names reach the results in messages.
+    command = [_converter(), "-z", "n", "-b", "n", "-f", "%s", "-o", str(output), str(series)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as err:
@@ -142,6 +160,11 @@ def _converter() -> str:
 
 def _only_volume(output: Path) -> Path:
     volumes = sorted(output.glob("*.nii"))
+    if any("_Eq" in volume.stem for volume in volumes):
+        raise UnreadableScanError(
+            "the slices are not equally far apart, so one is missing or does not belong here; the DICOM files of one "
+            "whole series are needed: export it again"
+        )
     if len(volumes) != 1:
         raise UnreadableScanError(
             f"dcm2niix made {len(volumes)} volumes, {[volume.stem for volume in volumes][:5]}; one is needed: "

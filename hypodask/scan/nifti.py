@@ -92,13 +92,15 @@ def _check_magic(header: Any, size: int) -> None:
             "this is an ANALYZE 7.5 file, which does not say where its voxels are or which side is left; NIfTI with "
             "sform or qform is needed: convert the scan from DICOM again"
         )
-    raise UnreadableScanError(f"the header begins like NIfTI but has magic {magic!r}: the file is damaged")
+    raise UnreadableScanError(f"the header begins like NIfTI but has magic {magic!r}: it is damaged, convert again")
 
 
 def _dimension_count(header: Any) -> int:
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
-        raise UnreadableScanError(f"the header speaks of {count} dimensions; 1 to 7 are possible: it is damaged")
+        raise UnreadableScanError(
+            f"the header speaks of {count} dimensions; 1 to 7 are possible: it is damaged, convert again"
+        )
     return count
 
 
@@ -121,7 +123,8 @@ def _offset(header: Any, size: int) -> int:
     offset = float(header["vox_offset"])
     if not (math.isfinite(offset) and offset >= size):
         raise UnreadableScanError(
-            f"the header says that voxels begin at byte {offset:g}, but it is {size} bytes long itself: it is damaged"
+            f"the header says that voxels begin at byte {offset:g}, but it is {size} bytes long itself: it is damaged, "
+            "convert again"
         )
     return int(offset)
 

@@ -14,7 +14,7 @@ from hypodask.scan.layout import Layout
 from hypodask.scan.mgh import is_mgh, nifti_header, read_mgh_layout
 from hypodask.scan.nifti import is_nifti, read_nifti_layout
 from hypodask.scan.scan import Scan
-from hypodask.scan.source import Source, is_url, open_file
+from hypodask.scan.source import GZIP, Source, is_url, open_file
 
 MAX_HEADER_BYTES = 2**26
 """Header with extensions; a DICOM header kept as an extension takes about 100 kB."""
@@ -142,7 +142,9 @@ def _not_an_image(start: bytes, source: Source) -> str:
         return f"the file is gzipped but empty inside; {needed}: copy or export it again"
     if source.start.startswith(b"version https://git-lfs"):
         return f"this is a Git LFS pointer, not the scan; {needed}: run git lfs pull"
-    return f"this is not an image: it begins with {start!r}; {needed}"
+    if source.gzipped and start.startswith(GZIP):
+        return f"the file was gzipped twice; {needed}, gzipped once or not at all: unpack it with gunzip"
+    return f"this is not an image: it begins with {start!r}; {needed}: convert or export it again"
 
 
 def _read_voxels(source: Source, layout: Layout) -> ndarray:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import fsspec
 from isal import isal_zlib
 from isal.igzip import BadGzipFile, IGzipFile
 
-from hypodask.errors import MissingScanError, TruncatedScanError, UnreadableScanError
+from hypodask.errors import MissingScanError, ScanError, TruncatedScanError, UnreadableScanError
 
 CHUNK_BYTES = 2**20
 MAX_DEFLATE_RATIO = 1032
@@ -21,7 +22,7 @@ MAX_DEFLATE_RATIO = 1032
 MAX_SURPLUS_BYTES = 2**20
 """What may follow the voxels, such as the tags of MGH. More means that header and voxels are strangers."""
 _GZIP_READER: Any = IGzipFile
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 
 _DAMAGED: Any = (BadGzipFile, isal_zlib.error)
 
@@ -43,6 +44,8 @@ def open_file(path: str) -> Iterator[BinaryIO]:
     """
     try:
         file = fsspec.open(path, "rb").open() if is_url(path) else _open_local(path)
+    except ScanError:
+        raise
     except FileNotFoundError as err:
         raise MissingScanError(_missing(path)) from err
     except PermissionError as err:
@@ -56,7 +59,29 @@ def open_file(path: str) -> Iterator[BinaryIO]:
             raise
         raise UnreadableScanError(f"the path cannot be opened ({err.strerror}); correct it") from err
     with file:
-        yield cast("BinaryIO", file)
+        before = _written(file)
+        try:
+            yield cast("BinaryIO", file)
+        except ScanError as err:
+            _check_unchanged(file, before, err)
+            raise
+        _check_unchanged(file, before)
+
+
+def _check_unchanged(file: Any, before: tuple[int, int] | None, cause: ScanError | None = None) -> None:
+    """Refuse what may be half of one image and half of another; that the first half was sound is no comfort."""
+    if _written(file) != before:
+        raise UnreadableScanError(
+            "the file changed while it was read; let the program that writes it finish, then run the scan again"
+        ) from cause
+
+
+def _written(file: Any) -> tuple[int, int] | None:
+    """Size and time of the last change of an open local file; objects behind a URL are replaced whole."""
+    if not isinstance(file, io.FileIO):
+        return None
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _open_local(path: str) -> BinaryIO:
@@ -91,7 +116,7 @@ class Source:
         self._raw = io.BufferedReader(self._hashed, CHUNK_BYTES)
         self.start = self._raw.peek(CHUNK_BYTES)[:132]
         """The first bytes as they are on disk."""
-        self.gzipped = self.start.startswith(_GZIP)
+        self.gzipped = self.start.startswith(GZIP)
         self._inflated: Any = _GZIP_READER(fileobj=self._raw, mode="rb") if self.gzipped else self._raw
         self.position = 0
         """Inflated bytes taken so far."""
