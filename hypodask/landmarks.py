@@ -163,10 +163,6 @@ def _text(name: str) -> str:
         raise LandmarkError(f"the file of landmarks has more than {MAX_BYTES:,} bytes; give one of points alone")
     try:
         return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise LandmarkError("there is no such file of landmarks; correct the path") from None
-    except IsADirectoryError:
-        raise LandmarkError("a folder was given as a file of landmarks; give the file in it") from None
     except UnicodeDecodeError:
         raise LandmarkError("the file of landmarks is not text; save it again as .fcsv or .json") from None
 
