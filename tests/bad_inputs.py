@@ -1104,7 +1104,13 @@ def heads_processed(folder: Path, out: Path) -> xr.Dataset:
     """The rows of all kinds that only the alignment can tell, by a worker that shares this process's programs."""
     cohort = made(folder, (kind for kind in given_here() if kind.is_aligned))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         return process(cohort, str(out), client, progress=False, load=fakes)
