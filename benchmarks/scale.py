@@ -155,7 +155,7 @@ def summary(looks: pd.DataFrame, seconds: dict[str, float], scans: int, workers:
 
 
 def each(looks: pd.DataFrame, column: str) -> float:
-    """Thousandths of a column's seconds for each scan, between the first part of the journal that was seen and the last.
+    """Thousandths of a column's seconds for each scan, from the first part of the journal that was seen to the last.
 
     The time of day is that of a machine which may have other work; CPU time is not.
     """
