@@ -39,13 +39,14 @@ from distributed.system import MEMORY_LIMIT
 from hypodask.accounts import keep_log, kept_record
 from hypodask.cohort import Cohort
 from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort
-from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError, ScanTimeoutError
+from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError, ScanTimeoutError, StoreError
 from hypodask.journal import Journal, read_journal, sole_writer
 from hypodask.location import Location
 from hypodask.pipeline import load_models, process_scan
 from hypodask.planning import Job, Only, Plan, decide, planned
 from hypodask.progress import Progress
 from hypodask.row import Row, Stage
+from hypodask.store import read_done, verify_store
 from hypodask.watching import PeakMemory, ScanLog
 
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -133,8 +134,9 @@ def process(
         Seconds that a scan may take. One that takes longer becomes a failed row; its worker process is ended, and its
         nanny starts another. ``None`` for no limit.
     treat
-        ``treat(path, *, scan, out, store, models) -> Row``, importable by the workers; ``landmarks`` is given too for a
-        scan that has some.
+        ``treat(path, *, scan, out, store, models, stamp) -> Row``, importable by the workers; ``landmarks`` is given
+        too for a scan that has some. A done-mark that holds this ``stamp`` and the ``row`` is taken for the row itself
+        where that was lost on its way.
     load
         Called once in each worker with ``models``; what it returns is given to ``treat``.
 
@@ -481,8 +483,12 @@ def _treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, jo
     placed = {} if job.entry.landmarks is None else {"landmarks": job.entry.landmarks}
 
     def treated() -> Row:
+        if (earlier := _row_in_store(out, job)) is not None:
+            return earlier
         try:
-            return treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, **placed)
+            return treat(
+                job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, stamp=job.stamp, **placed
+            )
         except OSError:
             raise
         except ScanError as err:
@@ -519,6 +525,20 @@ def _give_up(worker: Worker, key: str) -> None:
     if worker.nanny is not None:
         time.sleep(LAST_WORDS_SECONDS)
         os._exit(1)
+
+
+def _row_in_store(out: str, job: Job) -> Row | None:
+    """The row of a scan that was done, from the same input with the same networks, but never reached the journal.
+
+    A worker that dies as it hands over a row, or a client that dies with rows in memory, costs no work.
+    """
+    url = Location(out).child(job.store).url
+    with suppress(StoreError, TypeError, ValueError):
+        done = read_done(url)
+        if done and done.get("stamp") == job.stamp and not verify_store(url, digests=False):
+            row = Row.from_dict(done["row"])
+            return row if row.scan == job.entry.scan else None
+    return None
 
 
 def _failed(job: Job, err: BaseException, *, stage: Stage = "cluster", reason: str = "") -> Row:
