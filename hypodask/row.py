@@ -107,4 +107,5 @@ class Row:
         TypeError
             If they are not the values of a row.
         """
-        return cls(**{name: float("nan") if value is None else value for name, value in values.items()})
+        known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
+        return cls(**known)
