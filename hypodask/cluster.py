@@ -34,6 +34,7 @@ import pandas as pd
 import xarray as xr
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
 
 from hypodask.accounts import keep_log, kept_record
@@ -666,17 +667,18 @@ def _work_through(task: Task, jobs: list[Any]) -> tuple[list[Any], float]:
 def _unloaded(flight: _Flight, batches: "_Batches", waiting: deque[Any], *, overdue: bool) -> Iterator[Landed]:
     """The jobs of a task that came to an end; those it had no time for wait again, before all others."""
     has_company = len(flight.jobs) > 1
-    if (error := _error_of(flight, overdue=overdue)) is not None:
-        yield from (Landed(job, error=error, has_company=has_company) for job in flight.jobs)
+    brought = _brought(flight, overdue=overdue)
+    if isinstance(brought, Exception):
+        yield from (Landed(job, error=brought, has_company=has_company) for job in flight.jobs)
         return
-    values, seconds = flight.future.result()
+    values, seconds = brought
     batches.learn(len(flight.jobs), len(values), seconds)
     waiting.extendleft(reversed(flight.jobs[len(values) :]))
     yield from (Landed(job, value) for job, value in zip(flight.jobs, values, strict=False))
 
 
-def _error_of(flight: _Flight, *, overdue: bool) -> Exception | None:
-    """The error that took the place of what a task gives, if any."""
+def _brought(flight: _Flight, *, overdue: bool) -> tuple[list[Any], float] | Exception:
+    """What :func:`_work_through` gave, or the error that took its place."""
     if overdue:
         return ScanTimeoutError(
             "it took longer than its time limit and was set aside; look at the file, and call again with a longer "
@@ -686,7 +688,15 @@ def _error_of(flight: _Flight, *, overdue: bool) -> Exception | None:
         raise ClusterError(
             f"the cluster lost {flight.jobs[0]} ({flight.future.status}); make the same call again to go on"
         )
-    return cast("Exception | None", flight.future.exception())
+    if (error := flight.future.exception()) is not None:
+        return cast(Exception, error)
+    try:
+        return cast(tuple[list[Any], float], flight.future.result())
+    except KilledWorker as err:
+        # The worker died between the end of the task and this.
+        return err
+    except (OSError, FutureCancelledError) as err:
+        raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
 
 
 def _row(landed: Landed) -> dict[str, Any]:
