@@ -3,6 +3,7 @@
 They live in a module of their own since workers must be able to import them.
 """
 
+import asyncio
 import hashlib
 import subprocess
 import sys
@@ -52,6 +53,12 @@ def quick_row(path: str, *, scan: str, **_: object) -> Row:
         seconds=0.0,
         host="stand-in",
     )
+
+
+async def wait(seconds: float, *_: object) -> float:
+    """Work that takes so long, of what it is given."""
+    await asyncio.sleep(seconds)
+    return seconds
 
 
 @contextmanager
