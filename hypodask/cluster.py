@@ -621,6 +621,10 @@ def _stream(
     waiting, run = deque(jobs), uuid.uuid4().hex
     landed: SimpleQueue[tuple[str, bool]] = SimpleQueue()
     flying: dict[str, _Flight] = {}
+
+    def land(future: "Future[Any]") -> None:
+        landed.put((str(future.key), False))
+
     client.subscribe_topic(OVERDUE, lambda event: landed.put((event[1]["key"], True)))
     try:
         while True:
@@ -628,7 +632,7 @@ def _stream(
                 batch = batches.take(waiting, window.size())
                 future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False)
                 flying[str(future.key)] = _Flight(batch, future)
-                future.add_done_callback(lambda done: landed.put((str(done.key), False)))
+                future.add_done_callback(land)
             if not flying:
                 return
             try:
@@ -637,7 +641,12 @@ def _stream(
                 yield None
                 continue
             # One that is overdue lands again as its worker dies; and others on this scheduler may be overdue.
-            if key in flying:
+            if key not in flying:
+                continue
+            if not overdue and flying[key].future.status in ("pending", "lost"):
+                # Its worker died before the value was fetched: it runs again, or is blamed.
+                flying[key].future.add_done_callback(land)
+            else:
                 yield from _unloaded(flying.pop(key), batches, waiting, overdue=overdue)
     finally:
         # On a cluster that is gone these fail in many ways, and must not hide the reason.
