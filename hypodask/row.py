@@ -1,7 +1,7 @@
 """The row that one scan becomes in the results: what a worker returns, and nothing larger."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Status = Literal["done", "failed", "skipped"]
@@ -91,7 +91,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only, for the journal."""
-        return asdict(self)
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
