@@ -17,13 +17,13 @@ import platform
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
-from itertools import islice
 from math import isnan
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -34,18 +34,20 @@ import pandas as pd
 import xarray as xr
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
 
 from hypodask.accounts import keep_log, kept_record
 from hypodask.cohort import Cohort
 from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort
-from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError, ScanTimeoutError
+from hypodask.errors import ClusterError, ModelError, ResultsError, ScanError, ScanTimeoutError, StoreError
 from hypodask.journal import Journal, read_journal, sole_writer
 from hypodask.location import Location
 from hypodask.pipeline import load_models, process_scan
 from hypodask.planning import Job, Only, Plan, decide, planned
 from hypodask.progress import Progress
 from hypodask.row import Row, Stage
+from hypodask.store import read_done, verify_store
 from hypodask.watching import PeakMemory, ScanLog
 
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -72,6 +74,12 @@ ALLOWED_DEATHS = 0
 
 WORKER_BYTES = 3 * 2**30
 """Memory that a worker is taken to need; an estimate, not a measurement."""
+
+BATCH_SECONDS = 1.0
+"""Scans that take less go several to a task, as many as are done in this time."""
+
+LARGEST_BATCH = 256
+"""Their rows come in one message; a task costs some milliseconds, so more would save little."""
 
 WINDOW_SECONDS = 5.0
 """How often the workers are counted anew; asking each time would cost more than a task."""
@@ -122,7 +130,8 @@ def process(
     models
         Name or path of weights, or several; by default the networks that come with hypodask.
     window
-        Scans in flight at a time; by default two per worker thread and a few.
+        Tasks in flight at a time; by default two per worker thread and a few. A task is one scan, or several where
+        they take far less than a second.
     progress
         Show done, failed, left, rate and time left.
     retry_failed
@@ -133,8 +142,9 @@ def process(
         Seconds that a scan may take. One that takes longer becomes a failed row; its worker process is ended, and its
         nanny starts another. ``None`` for no limit.
     treat
-        ``treat(path, *, scan, out, store, models) -> Row``, importable by the workers; ``landmarks`` is given too for a
-        scan that has some.
+        ``treat(path, *, scan, out, store, models, stamp) -> Row``, importable by the workers; ``landmarks`` is given
+        too for a scan that has some. A done-mark that holds this ``stamp`` and the ``row`` is taken for the row itself
+        where that was lost on its way.
     load
         Called once in each worker with ``models``; what it returns is given to ``treat``.
 
@@ -338,10 +348,9 @@ def _persistent(call: Callable[[], Value]) -> tuple[Value | OSError, int]:
 
 
 def _outcome(landed: "Landed") -> Outcome[Any, Any]:
-    item, error = landed.job.item, _error_of(landed)
+    item, error = landed.job.item, landed.error
     if error is None:
-        answer = landed.future.result()
-        return Outcome(item, answer.value, answer.error)
+        return Outcome(item, landed.value.value, landed.value.error)
     return Outcome(item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)
 
 
@@ -481,8 +490,12 @@ def _treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, jo
     placed = {} if job.entry.landmarks is None else {"landmarks": job.entry.landmarks}
 
     def treated() -> Row:
+        if (earlier := _row_in_store(out, job)) is not None:
+            return earlier
         try:
-            return treat(job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, **placed)
+            return treat(
+                job.entry.path, scan=job.entry.scan, out=out, store=job.store, models=models, stamp=job.stamp, **placed
+            )
         except OSError:
             raise
         except ScanError as err:
@@ -521,6 +534,20 @@ def _give_up(worker: Worker, key: str) -> None:
         os._exit(1)
 
 
+def _row_in_store(out: str, job: Job) -> Row | None:
+    """The row of a scan that was done, from the same input with the same networks, but never reached the journal.
+
+    A worker that dies as it hands over a row, or a client that dies with rows in memory, costs no work.
+    """
+    url = Location(out).child(job.store).url
+    with suppress(StoreError, TypeError, ValueError):
+        done = read_done(url)
+        if done and done.get("stamp") == job.stamp and not verify_store(url, digests=False):
+            row = Row.from_dict(done["row"])
+            return row if row.scan == job.entry.scan else None
+    return None
+
+
 def _failed(job: Job, err: BaseException, *, stage: Stage = "cluster", reason: str = "") -> Row:
     return Row(
         job.entry.scan,
@@ -544,19 +571,20 @@ def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress) -
 
 
 class Landed(NamedTuple):
-    """A job whose task came to an end."""
+    """What became of a job: a value, or the error that took its place."""
 
     job: Any
-    future: "Future[Any]"
-    overdue: bool = False
-    """Whether it was given up because it took too long; then its future may not be finished."""
+    value: Any = None
+    error: Exception | None = None
+    has_company: bool = False
+    """Whether other jobs were in its task, so that the error may be theirs."""
     deaths: int = 0
     """How often its worker died before."""
 
     @property
-    def was_killed(self) -> bool:
-        """Whether its worker died, and may have died of it."""
-        return not self.overdue and self.future.status == "error" and isinstance(self.future.exception(), KilledWorker)
+    def is_suspect(self) -> bool:
+        """Whether to try it again by itself before it is blamed."""
+        return isinstance(self.error, KilledWorker) or (self.error is not None and self.has_company)
 
 
 def _rows(client: Client, jobs: list[Job], task: Task, window: "_Window") -> Iterator[dict[str, Any] | None]:
@@ -571,32 +599,40 @@ def _landed(client: Client, jobs: Sequence[Any], task: Task, window: "_Window") 
     Dask blames every job that was on a worker as it died. The suspects are tried again, one for each worker, and those
     that were there at a second death each alone in the cluster: only one that kills its worker then too is given up.
     """
-    for deaths, size in enumerate(rounds := (window, window.one_each(), window.alone())):
+    rounds = ((window, LARGEST_BATCH), (window.one_each(), 1), (window.alone(), 1))
+    for deaths, (size, largest) in enumerate(rounds):
         suspects: list[Any] = []
-        for landed in _stream(client, jobs, task, size):
-            if landed is not None and landed.was_killed and size is not rounds[-1]:
+        for landed in _stream(client, jobs, task, size, _Batches(largest)):
+            if landed is not None and landed.is_suspect and deaths < len(rounds) - 1:
                 suspects.append(landed.job)
             else:
                 yield landed and landed._replace(deaths=deaths)
         jobs = suspects
 
 
-def _stream(client: Client, jobs: Iterable[Any], task: Task, window: "_Window") -> Iterator[Landed | None]:
-    """Submit jobs, never more than a window at a time, and yield each as it lands.
+def _stream(
+    client: Client, jobs: Iterable[Any], task: Task, window: "_Window", batches: "_Batches"
+) -> Iterator[Landed | None]:
+    """Submit jobs, never more tasks than a window at a time, and yield each job as it lands.
 
     Dask has no back-pressure of its own, and a finished task whose future is held is run again when its
     worker dies: so futures are let go as they land.
     """
-    waiting, run = iter(jobs), uuid.uuid4().hex
+    waiting, run = deque(jobs), uuid.uuid4().hex
     landed: SimpleQueue[tuple[str, bool]] = SimpleQueue()
-    flying: dict[str, Landed] = {}
+    flying: dict[str, _Flight] = {}
+
+    def land(future: "Future[Any]") -> None:
+        landed.put((str(future.key), False))
+
     client.subscribe_topic(OVERDUE, lambda event: landed.put((event[1]["key"], True)))
     try:
         while True:
-            for job in islice(waiting, max(0, window.size() - len(flying))):
-                future = client.submit(task, job, key=f"treat-{run}-{job}", pure=False)
-                flying[str(future.key)] = Landed(job, future)
-                future.add_done_callback(lambda done: landed.put((str(done.key), False)))
+            while waiting and len(flying) < window.size():
+                batch = batches.take(waiting, window.size())
+                future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False)
+                flying[str(future.key)] = _Flight(batch, future)
+                future.add_done_callback(land)
             if not flying:
                 return
             try:
@@ -605,8 +641,13 @@ def _stream(client: Client, jobs: Iterable[Any], task: Task, window: "_Window") 
                 yield None
                 continue
             # One that is overdue lands again as its worker dies; and others on this scheduler may be overdue.
-            if key in flying:
-                yield flying.pop(key)._replace(overdue=overdue)
+            if key not in flying:
+                continue
+            if not overdue and flying[key].future.status in ("pending", "lost"):
+                # Its worker died before the value was fetched: it runs again, or is blamed.
+                flying[key].future.add_done_callback(land)
+            else:
+                yield from _unloaded(flying.pop(key), batches, waiting, overdue=overdue)
     finally:
         # On a cluster that is gone these fail in many ways, and must not hide the reason.
         with suppress(Exception):
@@ -615,10 +656,62 @@ def _stream(client: Client, jobs: Iterable[Any], task: Task, window: "_Window") 
             client.cancel([one.future for one in flying.values()])
 
 
+class _Flight(NamedTuple):
+    """Jobs that went in one task, and its future."""
+
+    jobs: list[Any]
+    future: "Future[Any]"
+
+
+def _work_through(task: Task, jobs: list[Any]) -> tuple[list[Any], float]:
+    """Run in a worker: what the task gives for each job until the time is up, at least for the first; and the time."""
+    began, values = time.monotonic(), []
+    for job in jobs:
+        values.append(task(job))
+        if (seconds := time.monotonic() - began) > BATCH_SECONDS:
+            break
+    return values, seconds
+
+
+def _unloaded(flight: _Flight, batches: "_Batches", waiting: deque[Any], *, overdue: bool) -> Iterator[Landed]:
+    """The jobs of a task that came to an end; those it had no time for wait again, before all others."""
+    has_company = len(flight.jobs) > 1
+    brought = _brought(flight, overdue=overdue)
+    if isinstance(brought, Exception):
+        yield from (Landed(job, error=brought, has_company=has_company) for job in flight.jobs)
+        return
+    values, seconds = brought
+    batches.learn(len(flight.jobs), len(values), seconds)
+    waiting.extendleft(reversed(flight.jobs[len(values) :]))
+    yield from (Landed(job, value) for job, value in zip(flight.jobs, values, strict=False))
+
+
+def _brought(flight: _Flight, *, overdue: bool) -> tuple[list[Any], float] | Exception:
+    """What :func:`_work_through` gave, or the error that took its place."""
+    if overdue:
+        return ScanTimeoutError(
+            "it took longer than its time limit and was set aside; look at the file, and call again with a longer "
+            "time_limit and retry_failed=True, or leave the scan out"
+        )
+    if flight.future.status not in ("finished", "error"):
+        raise ClusterError(
+            f"the cluster lost {flight.jobs[0]} ({flight.future.status}); make the same call again to go on"
+        )
+    if (error := flight.future.exception()) is not None:
+        return cast(Exception, error)
+    try:
+        return cast(tuple[list[Any], float], flight.future.result())
+    except KilledWorker as err:
+        # The worker died between the end of the task and this.
+        return err
+    except (OSError, FutureCancelledError) as err:
+        raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
+
+
 def _row(landed: Landed) -> dict[str, Any]:
-    job, error = landed.job, _error_of(landed)
+    job, error = landed.job, landed.error
     if error is None:
-        row = landed.future.result()
+        row = landed.value
     elif isinstance(error, KilledWorker):
         row = _failed(job, error, reason=KILLED).as_dict()
     else:
@@ -627,16 +720,23 @@ def _row(landed: Landed) -> dict[str, Any]:
     return {**row, "stamp": job.stamp, "attempts": attempts + landed.deaths}
 
 
-def _error_of(landed: Landed) -> Exception | None:
-    """The error that took the place of what a task gives, if any."""
-    if landed.overdue:
-        return ScanTimeoutError(
-            "it took longer than its time limit and was set aside; look at the file, and call again with a longer "
-            "time_limit and retry_failed=True, or leave the scan out"
-        )
-    if landed.future.status not in ("finished", "error"):
-        raise ClusterError(f"the cluster lost {landed.job} ({landed.future.status}); make the same call again to go on")
-    return cast("Exception | None", landed.future.exception())
+class _Batches:
+    """How many jobs go in one task: as many as are done in :data:`BATCH_SECONDS`, for each task costs Dask some ms."""
+
+    def __init__(self, largest: int) -> None:
+        self._size, self._largest = 1, largest
+
+    def take(self, waiting: deque[Any], tasks: int) -> list[Any]:
+        """The jobs of the next task; towards the end fewer, so that no worker stands idle."""
+        number = max(1, min(self._size, len(waiting) // (2 * tasks)))
+        return [waiting.popleft() for _ in range(number)]
+
+    def learn(self, given: int, done: int, seconds: float) -> None:
+        """Take account of how many jobs a task was given, how many it did, and in which time."""
+        if done < given:
+            self._size = done
+        elif given >= self._size and seconds < BATCH_SECONDS / 2:
+            self._size = min(2 * self._size, self._largest)
 
 
 class _Window:

@@ -9,7 +9,7 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike, fspath
 from time import perf_counter
@@ -93,6 +93,7 @@ def process_scan(
     store: str = "",
     models: Models = None,
     landmarks: Landmarks | str | PathLike[str] | None = None,
+    stamp: str = "",
 ) -> Row:
     """Volumes of one scan; a scan that cannot be trusted becomes a failed row, not an error.
 
@@ -109,6 +110,8 @@ def process_scan(
     landmarks
         Commissures that a person placed, or a file of them (:func:`hypodask.read_landmarks`); they win over
         what is found.
+    stamp
+        What the run knows its input and networks by; kept in the done-mark with the row.
 
     Returns
     -------
@@ -138,10 +141,11 @@ def process_scan(
         model=" ".join(network.name for network in networks),
         version=version("hypodask"),
         host=platform.node(),
+        seconds=perf_counter() - started,
         **outcome,
     )
-    keeper.finish(row)
-    return replace(row, seconds=perf_counter() - started)
+    keeper.finish(row, stamp)
+    return row
 
 
 def _done(
@@ -310,10 +314,11 @@ class Keeper:
         if self.url:
             write_record(self.url, "quality", dict(measures))
 
-    def finish(self, row: Row) -> None:
+    def finish(self, row: Row, stamp: str) -> None:
         """Say that the store is complete; the last thing written."""
         if self.url and row.status == "done":
-            mark_done(self.url, {"scan": row.scan, "sha256": row.sha256, "model": row.model, "version": row.version})
+            made_by = {"scan": row.scan, "sha256": row.sha256, "model": row.model, "version": row.version}
+            mark_done(self.url, {**made_by, "stamp": stamp, "row": row.as_dict()})
 
     def discard(self) -> None:
         """A scan that failed leaves no store."""

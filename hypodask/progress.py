@@ -11,6 +11,9 @@ from rich.progress import Progress as Bar
 LINE_SECONDS = 30.0
 """A log of a night's run should be readable."""
 
+REFRESH_SECONDS = 0.1
+"""Nobody reads faster, and to draw a bar takes longer than a scan that is refused."""
+
 
 class Progress:
     """Counts scans and shows them on standard error.
@@ -29,6 +32,7 @@ class Progress:
         self.total, self.done, self.failed = total, done, failed
         self._earlier = done + failed
         self._started = self._said = time.monotonic()
+        self._refreshed = float("-inf")
         self._console = Console(stderr=True, quiet=not shown)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
         self._bar = Bar(*columns, console=self._console, disable=not self._console.is_terminal)
@@ -42,7 +46,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.refresh()
+        self._show()
         self._bar.stop()
         self._say()
 
@@ -72,6 +76,11 @@ class Progress:
 
     def refresh(self) -> None:
         """Show where the run is, at most every :data:`LINE_SECONDS` where there is no terminal."""
+        if time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+            self._show()
+
+    def _show(self) -> None:
+        self._refreshed = time.monotonic()
         text = f"{self.counts}  {self.pace}".rstrip()
         self._bar.update(self._task, completed=self.done + self.failed, description=text)
         if time.monotonic() - self._said >= LINE_SECONDS:

@@ -1,7 +1,8 @@
 """The row that one scan becomes in the results: what a worker returns, and nothing larger."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 Status = Literal["done", "failed", "skipped"]
 Stage = Literal["plan", "read", "store", "align", "segment", "measure", "cluster"]
@@ -90,4 +91,21 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only, for the journal."""
-        return asdict(self)
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The row that :meth:`as_dict` gave, also by way of JSON, which has no not-a-number.
+
+        Examples
+        --------
+        >>> Row.from_dict({"scan": "sub-01", "status": "done", "quality": None}).quality
+        nan
+
+        Raises
+        ------
+        TypeError
+            If they are not the values of a row.
+        """
+        known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
+        return cls(**known)

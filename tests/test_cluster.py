@@ -31,7 +31,7 @@ SOUND, REFUSED, FAILED_INSIDE = "sound", "refused", "failed inside"
 BUG, DISK, FLAKY, DEADLY, ONCE_DEADLY, ENDLESS = "bug", "disk", "flaky", "deadly", "once deadly", "endless"
 
 
-def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
+def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: str) -> Row:
     """A stand-in for the pipeline: the content of a file says what happens to it."""
     with Path(out, "calls.txt").open("a") as calls:
         calls.write(f"{scan}\n")

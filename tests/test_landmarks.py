@@ -396,7 +396,7 @@ def test_landmarks_of_sessions_are_read_from_a_bids_folder(
     assert placed == [str(tmp_path / f"hand/{session}.fcsv") for session in ("a", "b")]
 
 
-def treat(path: str, *, scan: str, out: str, store: str, models: object, landmarks: Any = None) -> Row:
+def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: str, landmarks: Any = None) -> Row:
     """A stand-in for the pipeline that says what it was given."""
     return Row(scan, "done", alignment_source="landmarks" if landmarks else "automatic", warnings=repr(landmarks))
 

@@ -1,0 +1,194 @@
+"""How near a cluster comes to its ideal rate with work of realistic times, on one fused plan and on one with GPUs.
+
+Scheduler, workers and client are Dask's own, all in one process on one core. What is simulated is the work, and time:
+the clock is the CPU time that this process has used, and where all of it waits the clock is put forward. So
+what the engine does costs as much as it costs, the work costs nothing, and other work on the machine does not matter.
+With many workers it is too strict, since in life each worker has its own core for what Dask does there; what workers
+watch of themselves is turned down.
+
+A scan takes 8 s on a CPU (fused), or 4 s of preparation on a CPU and then 0.4 s on a GPU, so that ten CPU workers keep
+one GPU busy. Throughput is counted between the first and the last tenth of the scans, when every worker has work.
+"""
+
+import argparse
+import asyncio
+import logging
+import math
+import selectors
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import distributed.metrics
+import numpy as np
+import pandas as pd
+from distributed import Client, Future, Scheduler, SpecCluster, Worker, as_completed
+
+from benchmarks.standins import wait
+
+FUSED_SECONDS, PREPARE_SECONDS, INFER_SECONDS = 8.0, 4.0, 0.4
+"""Times of one scan: of the order of those of the pipeline, chosen and not measured."""
+
+CPU_WORKERS = (1, 8, 64)
+SCANS_EACH = 20
+"""Scans for each worker, so that a run takes as long whatever the size of the cluster."""
+
+HOUSEKEEPING = {
+    "distributed.admin.tick.interval": "10s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+}
+"""What workers watch of themselves many times a second; here one core would do it for all of them."""
+
+Plan = Callable[[Client], Future]
+
+
+class Skipping(selectors.DefaultSelector):
+    """Does not wait for a time to come, but counts it as passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        """What is ready now; without a time, what comes first."""
+        ready = super().select(0 if timeout is not None else None)
+        if not ready and timeout:
+            self.skipped += timeout
+        return ready
+
+
+class SimulatedTime(asyncio.SelectorEventLoop):
+    """A loop whose clock is the CPU time used and the time skipped; threads are done without, since none can skip."""
+
+    def __init__(self) -> None:
+        self._skipping = Skipping()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        """Seconds."""
+        return time.process_time() + self._skipping.skipped
+
+    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run it here and now."""
+        done = self.create_future()
+        done.set_result(func(*args))
+        return done
+
+
+def set_clocks(clock: Callable[[], float]) -> None:
+    """Dask takes the times of tasks by a clock of its own, and plans by them."""
+    own = distributed.metrics.time
+    for name, module in list(sys.modules.items()):
+        if name.startswith("distributed") and getattr(module, "time", None) is own:
+            module.time = clock
+
+
+def fused(client: Client) -> Future:
+    """A scan as one task."""
+    return client.submit(wait, FUSED_SECONDS, resources={"CPU": 1}, pure=False)
+
+
+def split(client: Client) -> Future:
+    """A scan that is prepared on a CPU and goes on on a GPU."""
+    prepared = client.submit(wait, PREPARE_SECONDS, resources={"CPU": 1}, pure=False)
+    return client.submit(wait, INFER_SECONDS, prepared, resources={"GPU": 1}, pure=False)
+
+
+async def moments(client: Client, plan: Plan, scans: int, window: int) -> AsyncIterator[float]:
+    """Keep a window of scans in flight; the moment at which each is done."""
+    clock = asyncio.get_running_loop().time
+    landed = as_completed([plan(client) for _ in range(min(window, scans))], loop=client.loop)
+    begun = min(window, scans)
+    async for future in landed:
+        await future
+        yield clock()
+        if begun < scans:
+            landed.add(plan(client))
+            begun += 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan on a cluster."""
+
+    plan: Plan
+    cpus: int
+    gpus: int
+
+    @property
+    def ideal_per_second(self) -> float:
+        """Scans a second if no worker ever waited and nothing but the work took time."""
+        if not self.gpus:
+            return self.cpus / FUSED_SECONDS
+        return min(self.cpus / PREPARE_SECONDS, self.gpus / INFER_SECONDS)
+
+
+def cases(sizes: Sequence[int]) -> list[Case]:
+    """Both plans for each size, with as many GPUs as keep up with the CPUs."""
+    gpus = {cpus: math.ceil(cpus * INFER_SECONDS / PREPARE_SECONDS) for cpus in sizes}
+    return [case for cpus in sizes for case in (Case(fused, cpus, 0), Case(split, cpus, gpus[cpus]))]
+
+
+def cluster_of(case: Case) -> SpecCluster:
+    """A scheduler and workers of one thread each; those of GPUs do nothing else."""
+    kinds = ["CPU"] * case.cpus + ["GPU"] * case.gpus
+    quiet = {"protocol": "inproc://", "dashboard": False}
+    workers = {
+        number: {"cls": Worker, "options": {"nthreads": 1, "resources": {kind: 1}, "memory_limit": 0, **quiet}}
+        for number, kind in enumerate(kinds)
+    }
+    return SpecCluster(
+        workers=workers, scheduler={"cls": Scheduler, "options": quiet}, asynchronous=True, silence_logs=logging.ERROR
+    )
+
+
+async def measured(case: Case) -> dict[str, object]:
+    """Throughput of a case against the ideal."""
+    dask.config.set(HOUSEKEEPING)
+    set_clocks(asyncio.get_running_loop().time)
+    scans, window = max(40, SCANS_EACH * case.cpus), 2 * (case.cpus + case.gpus) + 4
+    async with cluster_of(case) as cluster, Client(cluster, asynchronous=True, set_as_default=False) as client:
+        busy = time.process_time()
+        done = [moment async for moment in moments(client, case.plan, scans, window)]
+        busy = time.process_time() - busy
+    if len(done) != scans:
+        raise RuntimeError(f"{len(done)} of {scans} scans were done")
+    middle = range(scans // 10, scans - scans // 10)
+    # A line through all of them, since scans that began together land together.
+    rate = np.polyfit(np.array(done)[middle], middle, 1)[0]
+    return {
+        "plan": case.plan.__name__,
+        "cpu_workers": case.cpus,
+        "gpu_workers": case.gpus,
+        "scans": scans,
+        "scans_per_hour": 3600 * rate,
+        "ideal_per_hour": 3600 * case.ideal_per_second,
+        "share_of_ideal": rate / case.ideal_per_second,
+        "engine_ms_a_scan": 1000 * busy / scans,
+    }
+
+
+def main() -> None:
+    """Simulate, write the table, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument("--workers", type=int, nargs="+", default=CPU_WORKERS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for case in cases(options.workers):
+        with asyncio.Runner(loop_factory=SimulatedTime) as runner:
+            rows.append(runner.run(measured(case)))
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(options.out / "plan_simulation.tsv", sep="\t", index=False, float_format="%.3f")
+    print(table.to_string(index=False, float_format="%.3f"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Several quick scans in one task: as many rows as scans, whatever happens in it, and nobody is blamed for another."""
+
+import os
+import time
+from collections import deque
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
+
+import hypodask.cluster
+from hypodask.cluster import LARGEST_BATCH, _Batches, _stream, _Window, _work_through, each
+from hypodask.errors import ClusterError
+
+DEADLY_ONCE, WRONG = 300, 350
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
+            silence_logs=60,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def doubled(folder: Path, number: int) -> int:
+    """Quick work, one piece of which ends its worker the first time, and one of which is wrong."""
+    if number == DEADLY_ONCE and not (folder / "died").exists():
+        (folder / "died").touch()
+        os._exit(1)
+    if number == WRONG:
+        raise ValueError("350 cannot be doubled")
+    return 2 * number
+
+
+def test_every_item_of_a_task_has_an_outcome_of_its_own(client, tmp_path, monkeypatch):
+    submitted, submit = [], Client.submit
+
+    def counted(self, work, task, jobs, **options):
+        submitted.append(len(jobs))
+        return submit(self, work, task, jobs, **options)
+
+    monkeypatch.setattr(Client, "submit", counted)
+    outcomes = list(each(partial(doubled, tmp_path), range(600), client=client))
+    assert (tmp_path / "died").exists()
+    assert sorted(outcome.item for outcome in outcomes) == list(range(600))
+    assert all(outcome.value == 2 * outcome.item for outcome in outcomes if outcome.item != WRONG)
+    (wrong,) = (outcome for outcome in outcomes if outcome.error)
+    assert (wrong.item, str(wrong.error)) == (WRONG, "350 cannot be doubled")
+    assert max(submitted) > 4
+    assert len(submitted) < 600
+
+
+def sleeping(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_slow_items_that_follow_quick_ones_do_not_queue_behind_each_other(client, monkeypatch):
+    monkeypatch.setattr(hypodask.cluster, "BATCH_SECONDS", 0.01)
+    outcomes = list(each(sleeping, [0.0] * 200 + [0.3] * 4, client=client))
+    assert sorted(outcome.get() for outcome in outcomes) == [0.0] * 200 + [0.3] * 4
+
+
+def test_a_task_does_what_fits_in_its_time_and_at_least_one_item(monkeypatch):
+    values, seconds = _work_through(str, [1, 2, 3])
+    assert (values, seconds < 1) == (["1", "2", "3"], True)
+    monkeypatch.setattr(hypodask.cluster, "BATCH_SECONDS", 0.0)
+    assert _work_through(sleeping, [0.01, 0.01])[0] == [0.01]
+
+
+def test_tasks_grow_while_they_are_quick_and_shrink_to_what_was_done():
+    batches = _Batches(LARGEST_BATCH)
+    many = deque(range(10_000))
+    sizes = []
+    for _ in range(10):
+        sizes.append(len(batches.take(many, 8)))
+        batches.learn(sizes[-1], sizes[-1], seconds=0.0)
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
+    batches.learn(256, 3, seconds=1.2)
+    assert len(batches.take(many, 8)) == 3
+    batches.learn(3, 3, seconds=0.9)
+    assert len(batches.take(many, 8)) == 3
+
+
+def test_the_last_items_are_shared_among_the_workers():
+    batches = _Batches(LARGEST_BATCH)
+    for _ in range(8):
+        batches.learn(256, 256, seconds=0.0)
+    assert len(batches.take(deque(range(160)), 8)) == 10
+    assert len(batches.take(deque(range(7)), 8)) == 1
+
+
+class Landing:
+    """A future that lands with each of these states in turn, and then gives what it was made for."""
+
+    def __init__(self, *states: str, gone: bool = False) -> None:
+        self.key, self._states, self._gone = "treat", list(states), gone
+
+    def add_done_callback(self, tell) -> None:
+        self.status = self._states.pop(0)
+        tell(self)
+
+    def exception(self) -> None:
+        return None
+
+    def result(self) -> tuple[list[str], float]:
+        if self._gone:
+            raise CommClosedError("in <TCP (closed)>: Stream is closed")
+        return ["done"], 0.1
+
+
+def outcomes_of(future: Landing) -> list[object]:
+    client = Mock(submit=Mock(return_value=future))
+    return [landed.value for landed in _stream(client, ["job"], str, _Window(client, 1), _Batches(1))]
+
+
+def test_a_value_that_is_lost_with_its_worker_is_waited_for():
+    assert outcomes_of(Landing("lost", "pending", "finished")) == ["done"]
+
+
+def test_a_scheduler_that_is_gone_as_a_value_is_fetched_is_told():
+    with pytest.raises(ClusterError, match="make the same call again to go on"):
+        outcomes_of(Landing("finished", gone=True))
+    with pytest.raises(ClusterError, match="make the same call again to go on"):
+        outcomes_of(Landing("cancelled"))

@@ -1,0 +1,218 @@
+"""Whatever dies or fails while a study runs, the table is the same in the end, and no work is done twice."""
+
+import errno
+import os
+import signal
+import threading
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from chaos import (
+    OUT_OF_MEMORY,
+    WORKER_BYTES,
+    calls,
+    disturbed_treat,
+    killer,
+    python,
+    small_study,
+    steady,
+    treat,
+    wait_until,
+)
+from distributed import Client, LocalCluster
+
+from hypodask.cluster import process
+from hypodask.cohort import Cohort
+from hypodask.dataset import open_results, verify
+from hypodask.errors import ClusterError, StoreError
+from hypodask.journal import read_journal
+from hypodask.location import Location
+
+SCANS, KILLS = 200, 4
+FEW = 60
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=WORKER_BYTES,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
+            silence_logs=60,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def cohort(folder):
+    return small_study(folder / "scans", SCANS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cohort, folder, client):
+    return process(cohort, new(folder / "undisturbed"), client, progress=False, treat=treat, load=None)
+
+
+@pytest.fixture
+def run(client):
+    return partial(process, client=client, progress=False, treat=treat, load=None)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return new(tmp_path / "out")
+
+
+def new(folder: Path) -> str:
+    folder.mkdir()
+    return str(folder)
+
+
+def first(cohort: Cohort, scans: int) -> Cohort:
+    return Cohort(cohort.table.iloc[:scans])
+
+
+def assert_same(results: xr.Dataset, undisturbed: xr.Dataset) -> None:
+    """Bit for bit; an undisturbed run has a volume of its own for every scan."""
+    assert len(np.unique(undisturbed["volume_mm3"].sel(structure="icv"))) == SCANS
+    xr.testing.assert_identical(steady(results), steady(undisturbed.isel(scan=slice(results.sizes["scan"]))))
+
+
+def assert_complete(out: str, cohort: Cohort) -> None:
+    assert sorted(read_journal(out).index) == sorted(cohort.table["scan"])
+    assert verify(out) == []
+    assert not any(call.was_done for call in calls(out))
+
+
+def test_dying_workers_and_a_failing_disk_change_nothing(undisturbed, cohort, out, run):
+    with killer(out, KILLS, SCANS) as killed:
+        results = run(cohort, out, treat=disturbed_treat)
+    often = Counter(call.scan for call in calls(out))
+    assert len(killed) == KILLS
+    assert often[OUT_OF_MEMORY] > 1
+    assert sum(often.values()) >= SCANS + KILLS + 0.02 * SCANS
+    assert_same(results, undisturbed)
+    assert_complete(out, cohort)
+
+
+def test_a_client_that_is_killed_goes_on_where_it_stopped(undisturbed, cohort, out, run, tmp_path):
+    cohort = first(cohort, FEW)
+    cohort.table.to_parquet(tmp_path / "cohort.parquet")
+    arguments = (str(tmp_path / "cohort.parquet"), out, 8)
+    with python("-c", f"import chaos; chaos.run_client(*{arguments})") as client:
+        wait_until(lambda: len(calls(out)) > FEW // 2, "half of the scans")
+        client.send_signal(signal.SIGKILL)
+        client.wait()
+    before, kept = len(calls(out)), set(read_journal(out).index)
+    assert 8 <= len(kept) < FEW
+    assert_same(run(cohort, out), undisturbed)
+    assert not kept & {call.scan for call in calls(out)[before:]}
+    assert_complete(out, cohort)
+
+
+def test_a_scheduler_that_is_killed_ends_the_run_with_the_advice_to_call_again(undisturbed, cohort, out, run, tmp_path):
+    cohort, file = first(cohort, FEW), tmp_path / "scheduler.json"
+    options = ("--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard")
+    with python("-m", "distributed.cli.dask_scheduler", "--port", "0", *options) as scheduler:
+        wait_until(file.exists, "the start of the scheduler")
+        with python("-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-nanny", *options):
+
+            def kill_scheduler() -> None:
+                wait_until(lambda: len(calls(out)) > FEW // 2, "half of the scans")
+                scheduler.send_signal(signal.SIGKILL)
+
+            thread = threading.Thread(target=kill_scheduler)
+            thread.start()
+            with (
+                Client(scheduler_file=str(file), set_as_default=False) as client,
+                pytest.raises(ClusterError, match="make the same call again"),
+            ):
+                process(cohort, out, client, progress=False, treat=treat, load=None)
+            thread.join()
+    before, kept = len(calls(out)), set(read_journal(out).index)
+    assert kept
+    assert_same(run(cohort, out), undisturbed)
+    assert not kept & {call.scan for call in calls(out)[before:]}
+    assert_complete(out, cohort)
+
+
+@pytest.mark.parametrize("filling", ["cohort.parquet", "00000001.parquet", "volumes.tsv", "results.json"])
+def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_done(undisturbed, cohort, out, run, monkeypatch, filling):
+    cohort = first(cohort, 4)
+    write = Location.write
+
+    def full(self: Location, content: bytes) -> None:
+        if self.url.endswith(filling):
+            raise OSError(errno.ENOSPC, "No space left on device", self.url)
+        write(self, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Location, "write", full)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            run(cohort, out)
+    assert error.value.errno == errno.ENOSPC
+    assert_same(run(cohort, out), undisturbed)
+    assert max(Counter(call.scan for call in calls(out)).values()) == 1
+    assert_complete(out, cohort)
+
+
+def test_a_lost_part_of_the_journal_is_told_and_made_again_from_the_stores(undisturbed, cohort, out, run):
+    cohort = first(cohort, 4)
+    run(cohort, out)
+    part = Path(out, "journal", "00000001.parquet")
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"00000001.parquet is damaged .* delete it and run the same call again"):
+        run(cohort, out)
+    part.unlink()
+    assert_same(run(cohort, out), undisturbed)
+    assert len(calls(out)) == 4
+    assert_complete(out, cohort)
+
+
+def test_a_store_that_was_cut_short_is_not_taken_for_a_row_that_was_lost(undisturbed, cohort, out, run):
+    cohort = first(cohort, 2)
+    results = run(cohort, out)
+    voxels = next(path for path in Path(out, results["store"].item(0), "0", "c").rglob("*") if path.is_file())
+    os.truncate(voxels, voxels.stat().st_size // 2)
+    assert "bytes" in verify(out)[0]
+    Path(out, "journal", "00000001.parquet").unlink()
+    assert_same(run(cohort, out), undisturbed)
+    assert [call.scan for call in calls(out)[2:]] == ["sub-000"]
+    assert verify(out) == []
+
+
+def test_clocks_that_differ_do_no_harm(undisturbed, cohort, out, run, tmp_path):
+    paths = [tmp_path / Path(path).name for path in first(cohort, 4).table["path"]]
+    for path, source, changed in zip(paths, cohort.table["path"], (1, 1e9, 4e9, 9e9), strict=False):
+        path.write_bytes(Path(source).read_bytes())
+        os.utime(path, (changed, changed))
+    skewed = Cohort(first(cohort, 4).table.assign(path=[str(path) for path in paths]))
+    for scans in (2, 4):
+        run(first(skewed, scans), out)
+    os.utime(Path(out, "journal", "00000001.parquet"), (4e9, 4e9))
+    ahead = "results-21991231T235959-ffffff.zarr"
+    Path(out, open_results_name(out)).rename(Path(out, ahead))
+    Path(out, "results.json").write_text(f'{{"results": "{ahead}"}}')
+    results = run(Cohort(skewed.table.assign(group="PLS")), out)
+    assert len(calls(out)) == 4
+    assert set(open_results(out)["group"].to_numpy()) == {"PLS"}
+    given = {name: undisturbed[name].isel(scan=slice(4)) for name in ("group", "path")}
+    assert_same(results.assign_coords(given), undisturbed)
+
+
+def open_results_name(out: str) -> str:
+    return next(path.name for path in Path(out).glob("results-*.zarr"))
