@@ -1,6 +1,7 @@
 """What several tests share: a folder of real scans, and the smallest files that pass for a head."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Workers of several tests compile the same programs; a folder of this run's own lets them share what is compiled.
+_compiled = tempfile.TemporaryDirectory(prefix="hypodask-xla-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 
 # Machines that run tests are busy; a slow example is not a wrong one.
 settings.register_profile("hypodask", deadline=None, max_examples=60)

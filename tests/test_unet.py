@@ -7,7 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
-from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm, parameter_count, predictor
+from hypodask.network.unet import (
+    UNet,
+    UNetConfig,
+    depth_to_space,
+    fold_batch_norm,
+    parameter_count,
+    predictor,
+    space_to_depth,
+)
 
 SMALL = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8, 16))
 
@@ -140,3 +148,20 @@ def test_parameters_are_counted_without_running_statistics():
     upward = (8 * 4 + 4) + 9 * 8 * 4 + 9 * 4 * 4 + 2 * 2 * 4
     model = UNet(UNetConfig(3, 2, widths=(4, 8)), rngs=nnx.Rngs(0))
     assert parameter_count(model) == first_level + second_level + upward + (4 * 2 + 2)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_space_to_depth_loses_no_pixel_and_depth_to_space_undoes_it(side):
+    features = jax.random.normal(jax.random.key(0), (2, 8, 16, 3))
+    deep = space_to_depth(features, side)
+    assert deep.shape == (2, 8 // side, 16 // side, 3 * side**2)
+    np.testing.assert_array_equal(deep[1, 1, 2, :3], features[1, side, 2 * side])
+    np.testing.assert_array_equal(depth_to_space(deep, side), features)
+
+
+def test_a_network_with_space_to_depth_answers_every_pixel_and_folds(slices):
+    model = trained(UNetConfig(3, 2, widths=(4, 8), space_to_depth=2))
+    assert model(slices).shape == (5, 16, 24, 2)
+    np.testing.assert_allclose(fold_batch_norm(model)(slices), model(slices), atol=1e-5)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        model(slices[:, :14])

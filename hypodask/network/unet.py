@@ -52,10 +52,13 @@ class UNetConfig:
     upsampling: Literal["nearest", "bilinear"] = "nearest"
     batch_norm: bool = True
     """Whether each 3 x 3 convolution is followed by batch normalisation; False once it is folded in."""
+    space_to_depth: int = 1
+    """Pixels along each side that become channels of one pixel before the first level, and pixels again after the
+    last: fine images at the cost of coarse ones."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        if min(self.in_channels, self.out_channels, *self.widths) < 1 or len(self.widths) < 2:
+        if min(self.in_channels, self.out_channels, self.space_to_depth, *self.widths) < 1 or len(self.widths) < 2:
             raise ValueError(f"a U-Net needs at least one channel everywhere and two levels, got {self}")
         if self.activation not in _ACTIVATIONS or self.upsampling not in _UPSAMPLINGS:
             raise ValueError(
@@ -66,12 +69,13 @@ class UNetConfig:
     @property
     def size_multiple(self) -> int:
         """Height and width of an input must be multiples of this, so that every level halves evenly."""
-        return 1 << (len(self.widths) - 1)
+        return self.space_to_depth << (len(self.widths) - 1)
 
     @property
     def description(self) -> str:
         """For model cards."""
-        return f"2D U-Net, widths {list(self.widths)}"
+        entrance = f", space to depth {self.space_to_depth}" if self.space_to_depth > 1 else ""
+        return f"2D U-Net, widths {list(self.widths)}{entrance}"
 
 
 class UNet(nnx.Module):
@@ -98,12 +102,13 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         widths = config.widths
-        inputs = (config.in_channels, *widths[:-1])
+        pixels = config.space_to_depth**2
+        inputs = (config.in_channels * pixels, *widths[:-1])
         self.down = nnx.List([_level(i, o, config, rngs=rngs) for i, o in zip(inputs, widths, strict=True)])
         steps = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.narrow = nnx.List([nnx.Conv(below, here, (1, 1), rngs=rngs) for below, here in steps])
         self.up = nnx.List([_level(2 * here, here, config, rngs=rngs) for _, here in steps])
-        self.classify = nnx.Conv(widths[0], config.out_channels, (1, 1), rngs=rngs)
+        self.classify = nnx.Conv(widths[0], config.out_channels * pixels, (1, 1), rngs=rngs)
 
     def __call__(self, slices: Float[Array, "n h w channel"], *, train: bool = False) -> Float[Array, "n h w class_"]:
         """Logits of each class at each pixel, computed in the type of the weights.
@@ -120,14 +125,15 @@ class UNet(nnx.Module):
             If the channels are not ``in_channels`` or the size is no multiple of ``size_multiple``.
         """
         check_slices(slices, self.config.in_channels, self.config.size_multiple)
-        features, skips = slices.astype(_array(self.classify.kernel).dtype), []
+        pixels = slices.astype(_array(self.classify.kernel).dtype)
+        features, skips = space_to_depth(pixels, self.config.space_to_depth), []
         for depth, level in enumerate(self.down):
             features = level(_halve(features) if depth else features, train=train)
             skips.append(features)
         double = _UPSAMPLINGS[self.config.upsampling]
         for narrow, level, skip in zip(self.narrow, self.up, skips[-2::-1], strict=True):
             features = level(jnp.concatenate([skip, double(narrow(features))], axis=-1), train=train)
-        return self.classify(features)
+        return depth_to_space(self.classify(features), self.config.space_to_depth)
 
 
 class Level(nnx.Module):
@@ -298,6 +304,24 @@ def check_slices(slices: Float[Array, "n h w channel"], channels: int, size_mult
             f"slices of {slices.shape[1]} x {slices.shape[2]} pixels do not halve evenly at every level; pad "
             f"height and width to multiples of {size_multiple}"
         )
+
+
+def space_to_depth(features: Float[Array, "n s*h s*w c"], side: int) -> Float[Array, "n h w s*s*c"]:
+    """Squares of ``side`` x ``side`` pixels as the channels of one.
+
+    >>> space_to_depth(jnp.arange(4.0).reshape(1, 2, 2, 1), 2).tolist()
+    [[[[0.0, 1.0, 2.0, 3.0]]]]
+    """
+    n, h, w, c = features.shape
+    squares = features.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(n, h // side, w // side, side * side * c)
+
+
+def depth_to_space(features: Float[Array, "n h w s*s*c"], side: int) -> Float[Array, "n s*h s*w c"]:
+    """What undoes :func:`space_to_depth`."""
+    n, h, w, channels = features.shape
+    squares = features.reshape(n, h, w, side, side, channels // side**2).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(n, h * side, w * side, channels // side**2)
 
 
 def _halve(features: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
