@@ -160,7 +160,7 @@ async def measured(case: Case) -> dict[str, object]:
         raise RuntimeError(f"{len(done)} of {scans} scans were done")
     middle = range(scans // 10, scans - scans // 10)
     # A line through all of them, since scans that began together land together.
-    rate = np.polyfit(np.array(done)[middle], middle, 1)[0]
+    rate = float(np.polyfit(np.array(done)[middle], middle, 1)[0])
     return {
         "plan": case.plan.__name__,
         "cpu_workers": case.cpus,
