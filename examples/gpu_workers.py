@@ -1,11 +1,15 @@
-"""One worker for each GPU of this machine, and no two on one device.
+"""One worker for each GPU of this machine, no two on one device, and others that feed them.
 
-    python gpu_workers.py BIDS_DIR OUT --devices 0 1 2 3
+    python gpu_workers.py BIDS_DIR OUT --devices 0 1 2 3 --cpu-workers 32
+
+Workers with the resource ``CPU`` read, align, measure and write; those with the resource ``GPU`` run the networks for
+them. Without any of the former, each GPU worker does all of it, and its device waits most of the time.
 
 It needs ``pip install 'hypodask[cuda]'``. What a GPU worker sees is settled before it starts, in the environment of its
 process: JAX looks once, and cannot be told later. On other machines start the same command by hand for each device::
 
     CUDA_VISIBLE_DEVICES=0 dask worker tls://HOST:PORT --nthreads 1 --resources GPU=1 --tls-ca-file ...
+    JAX_PLATFORMS=cpu dask worker tls://HOST:PORT --nthreads 1 --nworkers 32 --resources CPU=1 --tls-ca-file ...
 """
 
 import argparse
@@ -31,28 +35,30 @@ def main() -> None:
     parser.add_argument(
         "--devices", nargs="+", default=["0"], help="numbers or UUIDs, as nvidia-smi --list-gpus has them"
     )
+    parser.add_argument("--cpu-workers", type=int, default=0, help="worker processes that feed the GPUs")
     arguments = parser.parse_args()
 
     cohort = hypodask.Cohort.from_bids(arguments.bids_dir)
-    with cluster(arguments.devices) as client:
+    with cluster(arguments.devices, arguments.cpu_workers) as client:
         results = hypodask.process(cohort, arguments.out, client)
     print(results["status"].to_series().value_counts().to_string())
 
 
 @contextmanager
-def cluster(devices: Sequence[str]) -> Iterator[Client]:
-    """A scheduler in this process, and a worker process for each device."""
+def cluster(devices: Sequence[str], cpu_workers: int = 0) -> Iterator[Client]:
+    """A scheduler in this process, a worker process for each device, and so many without one."""
+    kinds = [(f"gpu-{device}", "GPU=1", environment_of(device)) for device in devices]
+    kinds += [(f"cpu-{number}", "CPU=1", {"JAX_PLATFORMS": "cpu"}) for number in range(cpu_workers)]
     here = {"host": "127.0.0.1", "scheduler_kwargs": {"dashboard": False, "allowed_failures": 0}}
     with ExitStack() as running:
         scheduler = running.enter_context(LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", **here))
-        for device in devices:
+        for name, resource, environment in kinds:
             command = [sys.executable, "-m", "dask", "worker", scheduler.scheduler_address, *ONLY_HERE]
-            options = ["--nthreads", "1", "--resources", "GPU=1", "--name", f"gpu-{device}"]
-            environment = os.environ | environment_of(device)
-            process = running.enter_context(subprocess.Popen(command + options, env=environment))  # noqa: S603
+            options = ["--nthreads", "1", "--resources", resource, "--name", name]
+            process = running.enter_context(subprocess.Popen(command + options, env=os.environ | environment))  # noqa: S603
             running.callback(process.terminate)
         client = running.enter_context(Client(scheduler, set_as_default=False))
-        client.wait_for_workers(len(devices), timeout=120)
+        client.wait_for_workers(len(kinds), timeout=120)
         yield client
 
 

@@ -7,6 +7,9 @@ when a worker, the scheduler or this process is lost, the same call goes on wher
 Which scans those are is decided in :mod:`hypodask.planning`. A scan that takes longer than its time limit, or kills
 every worker that has it, becomes a failed row and is set aside.
 
+Where the cluster has workers with the resource ``GPU`` and others with the resource ``CPU``, scans are read, aligned,
+measured and written by the latter, and the networks run on the former.
+
 ``each`` does the same for any function of any items, and keeps no journal.
 """
 
@@ -33,9 +36,10 @@ import dask.config
 import pandas as pd
 import xarray as xr
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_client, get_worker
 from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
+from numpy import ndarray
 
 from hypodask.accounts import keep_log, kept_record
 from hypodask.cohort import Cohort
@@ -47,6 +51,8 @@ from hypodask.pipeline import load_models, process_scan
 from hypodask.planning import Job, Only, Plan, decide, planned
 from hypodask.progress import Progress
 from hypodask.row import Row, Stage
+from hypodask.segmentation import Segmentation
+from hypodask.segmentation.predict import ShippedNetwork
 from hypodask.store import read_done, verify_store
 from hypodask.watching import PeakMemory, ScanLog
 
@@ -176,8 +182,9 @@ def process(
                 _registered(connected, networks.sharing(ours)) as plugin,
                 kept_record(out, len(jobs), networks.key, _workers_of(connected)),
             ):
-                task = partial(_treat_job, treat, out, plugin, time_limit)
-                _keep_rows(out, _rows(connected, jobs, task, _Window(connected, window)), bar)
+                place = _Window(connected, window, on=_side_of(connected))
+                task = partial(_treat_job, treat, out, plugin, time_limit, place.on is not None)
+                _keep_rows(out, _rows(connected, jobs, task, place), bar)
         return _settled(out, assemble(cohort.table, read_journal(out)))
 
 
@@ -229,9 +236,10 @@ def plan(
         if not jobs:
             return planned(decisions, journal, threads)
         with sole_writer(out), _registered(connected, networks.sharing(ours)) as plugin:
-            task = partial(_treat_job, treat, out, plugin, TIME_LIMIT)
+            place = _Window(connected, on=_side_of(connected))
+            task = partial(_treat_job, treat, out, plugin, TIME_LIMIT, place.on is not None)
             with Progress(len(jobs), shown=False) as bar:
-                _keep_rows(out, _rows(connected, jobs, task, _Window(connected)), bar)
+                _keep_rows(out, _rows(connected, jobs, task, place), bar)
     journal = read_journal(out)
     return planned(decided(journal), journal, threads)
 
@@ -449,12 +457,20 @@ def _workers_here(jobs: int, workers: int | None) -> int:
     return min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)))
 
 
-def _workers_of(client: Client) -> dict[str, int]:
-    """Threads of every worker, by its address."""
+def _workers_of(client: Client, having: str | None = None) -> dict[str, int]:
+    """Threads of every worker, or of those that have a resource, by its address."""
     try:
-        return {str(address): int(threads) for address, threads in client.nthreads().items()}
+        if having is None:
+            return {str(address): int(threads) for address, threads in client.nthreads().items()}
+        known = client.scheduler_info(n_workers=-1)["workers"]
     except (OSError, TimeoutError) as err:
         raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
+    return {str(address): int(one["nthreads"]) for address, one in known.items() if having in one["resources"]}
+
+
+def _side_of(client: Client) -> str | None:
+    """Which resource the tasks of scans need: ``CPU`` where others have the networks run on GPUs for them."""
+    return "CPU" if _workers_of(client, "GPU") and _workers_of(client, "CPU") else None
 
 
 @contextmanager
@@ -484,9 +500,13 @@ def _registered(client: Client, networks: Networks) -> Iterator[str]:
             client.unregister_worker_plugin(name)
 
 
-def _treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, job: Job) -> dict[str, Any]:
+def _treat_job(
+    treat: Treat, out: str, plugin: str, time_limit: float | None, on_gpus: bool, job: Job
+) -> dict[str, Any]:
     """Run in a worker: a row, whatever goes wrong."""
-    models = cast(Networks, get_worker().plugins[plugin]).loaded
+    models = _loaded_here(plugin)
+    if on_gpus:
+        models = tuple(_on_gpu(plugin, number, network) for number, network in enumerate(models))
     placed = {} if job.entry.landmarks is None else {"landmarks": job.entry.landmarks}
 
     def treated() -> Row:
@@ -510,6 +530,40 @@ def _treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, jo
     if said.text:
         keep_log(out, job.entry.scan, said.text)
     return replace(row, attempts=attempts, peak_memory_mib=memory.mib).as_dict()
+
+
+def _loaded_here(plugin: str) -> Any:
+    return cast(Networks, get_worker().plugins[plugin]).loaded
+
+
+def _on_gpu(plugin: str, number: int, network: Any) -> Any:
+    """A network as it is, but that it runs on a worker with a GPU; others than ours run here."""
+    if not isinstance(network, ShippedNetwork):
+        return network
+    return _OnGPU(network.members, network.card, network.digest, network.calibrated, plugin, number)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnGPU(ShippedNetwork):
+    """A network that a worker with a GPU runs for this one."""
+
+    plugin: str = ""
+    number: int = 0
+
+    def outlined(self, image: ndarray) -> Segmentation:
+        """Have it outlined elsewhere; a worker that dies of it is as a disk that fails."""
+        there: Future[Segmentation] = get_client().submit(
+            _outlined_here, self.plugin, self.number, image, resources={"GPU": 1}, pure=False
+        )
+        try:
+            return there.result()
+        except KilledWorker as err:
+            raise ConnectionError(f"the worker that had the GPU died ({err}); look at its log") from err
+
+
+def _outlined_here(plugin: str, number: int, image: ndarray) -> Segmentation:
+    """Run in a worker with a GPU."""
+    return cast(Segmentation, _loaded_here(plugin)[number].outlined(image))
 
 
 @contextmanager
@@ -630,7 +684,8 @@ def _stream(
         while True:
             while waiting and len(flying) < window.size():
                 batch = batches.take(waiting, window.size())
-                future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False)
+                needs = {} if window.on is None else {"resources": {window.on: 1}}
+                future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False, **needs)
                 flying[str(future.key)] = _Flight(batch, future)
                 future.add_done_callback(land)
             if not flying:
@@ -742,26 +797,33 @@ class _Batches:
 class _Window:
     """How many scans may be in flight: two per worker thread and a few, as workers come and go."""
 
-    def __init__(self, client: Client, fixed: int | None = None, *, per_thread: int = 2, more: int = 4) -> None:
+    def __init__(
+        self, client: Client, fixed: int | None = None, *, per_thread: int = 2, more: int = 4, on: str | None = None
+    ) -> None:
+        self.on = on
+        """Resource that a worker must have."""
         self._client, self._fixed = client, fixed
         self._per_thread, self._more = per_thread, more
-        self._size, self._asked = 0, float("-inf")
+        self._size, self._asked, self._is_deserted = 0, float("-inf"), False
 
     def one_each(self) -> "_Window":
         """One for each worker, so that a death says which scan it was."""
-        return _Window(self._client, self._fixed, per_thread=0, more=0)
+        return _Window(self._client, self._fixed, per_thread=0, more=0, on=self.on)
 
     def alone(self) -> "_Window":
         """One in all."""
-        return _Window(self._client, 1)
+        return _Window(self._client, 1, on=self.on)
 
     def size(self) -> int:
         if self._fixed is not None:
             return max(1, self._fixed)
         if time.monotonic() - self._asked > WINDOW_SECONDS:
-            workers = _workers_of(self._client)
+            workers = _workers_of(self._client, self.on)
             self._size = self._per_thread * sum(workers.values()) + self._more if self._per_thread else len(workers)
             self._asked = time.monotonic()
+            if not workers and not self._is_deserted:
+                log.warning("the scheduler has no worker; the run goes on as soon as one joins")
+            self._is_deserted = not workers
         return max(1, self._size)
 
 

@@ -29,8 +29,9 @@ Only = Literal["failed"]
 SET_ASIDE = ("KilledWorker", "ScanTimeoutError")
 """Errors of the cluster that are a scan's own: it would kill or hold up its workers again."""
 
-TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "created")
-"""Each file system has its own name for the time of the last change; an ETag serves as well."""
+TIME_KEYS = ("ETag", "mtime", "LastModified", "last_modified", "updated", "created")
+"""Each file system has its own name for the time of the last change. An ETag, where there is one, tells more: some
+object stores give the time in milliseconds when they list, and in seconds when they are asked for one object."""
 
 LOOKERS = 32
 """Files looked at a time; on an object store each look is a round trip. Not tuned."""

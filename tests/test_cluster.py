@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -426,6 +427,27 @@ def test_outcomes_come_as_they_are_done_and_no_more_than_a_window_is_in_flight(c
 def touched(folder: Path, number: int) -> int:
     (folder / str(number)).touch()
     return number
+
+
+def test_a_run_waits_for_workers_and_says_that_there_are_none(caplog):
+    with (
+        LocalCluster(
+            n_workers=0,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        joining = threading.Timer(1.0, cluster.scale, (1,))
+        joining.start()
+        assert [outcome.get() for outcome in each(len, ["ab"], client=client)] == [2]
+        joining.join()
+    assert [record.message for record in caplog.records if record.name == "hypodask.cluster"] == [
+        "the scheduler has no worker; the run goes on as soon as one joins"
+    ]
 
 
 def test_each_without_items_starts_nothing():

@@ -144,11 +144,15 @@ class ShippedNetwork:
         return tuple(predictor(member) for member in self.members)
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
-        """Resample once onto the network's grid, scale, and ask the network."""
+        """Posteriors of one scan."""
+        return self.outlined(self.image_of(scan, alignment))
+
+    def image_of(self, scan: Scan, alignment: Alignment) -> Float[ndarray, "x y z"]:
+        """What the network looks at: the scan resampled once onto the network's grid, and scaled."""
         grid = input_grid(self.card.geometry)
         fine = max(grid.spacing_mm) < FINE_MM
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
-        return self.outlined(SCALINGS[self.card.geometry.intensity](image))
+        return SCALINGS[self.card.geometry.intensity](image)
 
     def outlined(self, image: Float[ndarray, "x y z"]) -> Segmentation:
         """Outlines in a scaled image on the network's grid."""
