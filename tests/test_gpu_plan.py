@@ -54,11 +54,12 @@ def treat(path: str, *, scan: str, out: str, store: str, models: tuple[ShippedNe
 @pytest.fixture(scope="module")
 def client():
     kinds = {"cpu": {"CPU": 1}, "gpu": {"GPU": 1}}
-    options = {"nthreads": 1, "host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    options, scheduler = here | {"nthreads": 1}, here | {"port": 0, "allowed_failures": 0}
     with (
         SpecCluster(
             {name: {"cls": Nanny, "options": options | {"resources": kind}} for name, kind in kinds.items()},
-            {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "allowed_failures": 0}},
+            {"cls": Scheduler, "options": scheduler},
             silence_logs=60,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
