@@ -25,7 +25,7 @@ def example(name: str) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def treat(path: str, *, scan: str, out: str, store: str, models: object) -> Row:
+def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: str) -> Row:
     """A stand-in for the pipeline: who did it."""
     return Row(scan, "done", volume_mm3={"icv": 1.5e6}, warnings=str(os.getpid()))
 
