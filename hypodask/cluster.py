@@ -402,8 +402,9 @@ class Networks(WorkerPlugin):
 
 def _earlier(cohort: Cohort, journal: pd.DataFrame, jobs: list[Job]) -> dict[str, int]:
     settled = set(cohort.table["scan"]) - {job.entry.scan for job in jobs}
-    done = int((journal.loc[list(settled), "status"] == "done").sum()) if settled else 0
-    return {"done": done, "failed": len(settled) - done}
+    # Those that nobody asked for may have no row yet.
+    status = journal.reindex(index=list(settled), columns=["status"])["status"]
+    return {name: int((status == name).sum()) for name in ("done", "failed")}
 
 
 def _settled(out: str, dataset: xr.Dataset) -> xr.Dataset:
