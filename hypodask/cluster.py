@@ -17,6 +17,7 @@ import platform
 import threading
 import time
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ import xarray as xr
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
+from distributed.protocol.pickle import dumps, loads
 from distributed.system import MEMORY_LIMIT
 
 from hypodask.accounts import keep_log, kept_record
@@ -631,7 +633,7 @@ def _stream(
         while True:
             while waiting and len(flying) < window.size():
                 batch = batches.take(waiting, window.size())
-                future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False)
+                future = client.submit(_work_through, task, _packed(batch), key=f"treat-{run}-{batch[0]}", pure=False)
                 flying[str(future.key)] = _Flight(batch, future)
                 future.add_done_callback(land)
             if not flying:
@@ -664,10 +666,15 @@ class _Flight(NamedTuple):
     future: "Future[Any]"
 
 
-def _work_through(task: Task, jobs: list[Any]) -> tuple[list[Any], float]:
+def _packed(jobs: list[Any]) -> bytes:
+    """Jobs in few bytes: of each worker the scheduler keeps the last thousand tasks it sent, jobs and all."""
+    return zlib.compress(dumps(jobs))
+
+
+def _work_through(task: Task, packed: bytes) -> tuple[list[Any], float]:
     """Run in a worker: what the task gives for each job until the time is up, at least for the first; and the time."""
     began, values = time.monotonic(), []
-    for job in jobs:
+    for job in loads(zlib.decompress(packed)):
         values.append(task(job))
         if (seconds := time.monotonic() - began) > BATCH_SECONDS:
             break
