@@ -20,6 +20,7 @@ import platform
 import threading
 import time
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ import xarray as xr
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_client, get_worker
 from distributed.client import FutureCancelledError
+from distributed.protocol.pickle import dumps, loads
 from distributed.system import MEMORY_LIMIT
 from numpy import ndarray
 
@@ -410,8 +412,9 @@ class Networks(WorkerPlugin):
 
 def _earlier(cohort: Cohort, journal: pd.DataFrame, jobs: list[Job]) -> dict[str, int]:
     settled = set(cohort.table["scan"]) - {job.entry.scan for job in jobs}
-    done = int((journal.loc[list(settled), "status"] == "done").sum()) if settled else 0
-    return {"done": done, "failed": len(settled) - done}
+    # Those that nobody asked for may have no row yet.
+    status = journal.reindex(index=list(settled), columns=["status"])["status"]
+    return {name: int((status == name).sum()) for name in ("done", "failed")}
 
 
 def _settled(out: str, dataset: xr.Dataset) -> xr.Dataset:
@@ -685,7 +688,8 @@ def _stream(
             while waiting and len(flying) < window.size():
                 batch = batches.take(waiting, window.size())
                 needs = {} if window.on is None else {"resources": {window.on: 1}}
-                future = client.submit(_work_through, task, batch, key=f"treat-{run}-{batch[0]}", pure=False, **needs)
+                key = f"treat-{run}-{batch[0]}"
+                future = client.submit(_work_through, task, _packed(batch), key=key, pure=False, **needs)
                 flying[str(future.key)] = _Flight(batch, future)
                 future.add_done_callback(land)
             if not flying:
@@ -718,10 +722,15 @@ class _Flight(NamedTuple):
     future: "Future[Any]"
 
 
-def _work_through(task: Task, jobs: list[Any]) -> tuple[list[Any], float]:
+def _packed(jobs: list[Any]) -> bytes:
+    """Jobs in few bytes: of each worker the scheduler keeps the last thousand tasks it sent, jobs and all."""
+    return zlib.compress(dumps(jobs))
+
+
+def _work_through(task: Task, packed: bytes) -> tuple[list[Any], float]:
     """Run in a worker: what the task gives for each job until the time is up, at least for the first; and the time."""
     began, values = time.monotonic(), []
-    for job in jobs:
+    for job in loads(zlib.decompress(packed)):
         values.append(task(job))
         if (seconds := time.monotonic() - began) > BATCH_SECONDS:
             break

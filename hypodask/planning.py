@@ -9,7 +9,7 @@ until its file changes or it is asked for. What went wrong for another reason, a
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +35,12 @@ object stores give the time in milliseconds when they list, and in seconds when 
 
 LOOKERS = 32
 """Files looked at a time; on an object store each look is a round trip. Not tuned."""
+
+LARGEST_SHARE = 64
+"""Entries that one of those has at a time, at most."""
+
+DECISIVE = ("stamp", "status", "stage", "error", "store")
+"""What of a row tells whether its scan is settled."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def decide(
     cohort: Cohort, out: str, journal: pd.DataFrame, key: str, *, retry_failed: bool = False, only: Only | None = None
 ) -> list[Decision]:
     """For every scan of a cohort, in its order, whether it is to run with the networks of this ``key``."""
-    known: dict[Any, dict[Any, Any]] = journal.to_dict("index")
+    known: dict[Any, dict[Any, Any]] = journal.reindex(columns=list(DECISIVE)).to_dict("index")
 
     def decision(entry: Entry) -> Decision:
         stamp = input_stamp(entry.path)
@@ -74,8 +80,17 @@ def decide(
             return Decision(job, failed, "failed before" if failed else "not asked for")
         return Decision(job, *_settled(row, job, stamp, out, retry_failed=retry_failed))
 
+    def decisions(entries: Sequence[Entry]) -> list[Decision]:
+        return [decision(entry) for entry in entries]
+
     with ThreadPoolExecutor(LOOKERS) as pool:
-        return list(pool.map(decision, cohort.entries()))
+        return [each for several in pool.map(decisions, _shares(list(cohort.entries()))) for each in several]
+
+
+def _shares(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Some entries at a time, for to hand one to a thread takes longer than to look at a local file."""
+    size = max(1, min(LARGEST_SHARE, len(entries) // (4 * LOOKERS)))
+    return (entries[begin : begin + size] for begin in range(0, len(entries), size))
 
 
 def _settled(row: dict[Any, Any] | None, job: Job, stamp: str, out: str, *, retry_failed: bool) -> tuple[bool, str]:

@@ -404,7 +404,13 @@ def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: 
 @pytest.fixture
 def client() -> Iterator[Client]:
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
