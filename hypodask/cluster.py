@@ -654,9 +654,9 @@ def _landed(client: Client, jobs: Sequence[Any], task: Task, window: "_Window") 
     """Each job as it lands, finished or failed for good; ``None`` now and then while none does.
 
     Dask blames every job that was on a worker as it died. The suspects are tried again, one for each worker, and those
-    that were there at a second death each alone in the cluster: only one that kills its worker then too is given up.
+    that were there at a second death each alone in the cluster: only one that kills its worker twice then is given up.
     """
-    rounds = ((window, LARGEST_BATCH), (window.one_each(), 1), (window.alone(), 1))
+    rounds = ((window, LARGEST_BATCH), (window.one_each(), 1), (window.alone(), 1), (window.alone(), 1))
     for deaths, (size, largest) in enumerate(rounds):
         suspects: list[Any] = []
         for landed in _stream(client, jobs, task, size, _Batches(largest)):

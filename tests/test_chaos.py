@@ -32,6 +32,8 @@ from hypodask.errors import ClusterError, StoreError
 from hypodask.journal import read_journal
 from hypodask.location import Location
 
+pytestmark = pytest.mark.thorough
+
 SCANS, KILLS = 200, 4
 FEW = 60
 

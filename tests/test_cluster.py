@@ -296,12 +296,12 @@ def test_workers_started_here_survive_a_deadly_scan_and_blame_no_other(study, ou
 
 def test_a_scan_that_kills_its_workers_is_set_aside_until_it_is_asked_for(run, study, out):
     cohort = study(SOUND, DEADLY)
-    assert run(cohort)["attempts"].to_numpy().tolist() == [pytest.approx(1, abs=1), 3]
+    assert run(cohort)["attempts"].to_numpy().tolist() == [pytest.approx(1, abs=1), 4]
     forget_calls(out)
     run(cohort)
     assert calls(out) == {}
     run(cohort, only="failed")
-    assert calls(out) == {"sub-01": 3}
+    assert calls(out) == {"sub-01": 4}
 
 
 def test_a_scan_that_takes_too_long_is_a_failed_row_and_holds_up_no_other(run, study, out):

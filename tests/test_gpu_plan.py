@@ -19,6 +19,8 @@ from hypodask.network.weights import InputGeometry, ModelCard
 from hypodask.row import Row
 from hypodask.segmentation.predict import ShippedNetwork
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = UNetConfig(in_channels=1, out_channels=2, widths=(2, 2))
 DEADLY = "sub-deadly"
 

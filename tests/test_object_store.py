@@ -36,6 +36,8 @@ from hypodask.row import Row
 from hypodask.scan import read_scan
 from hypodask.store import mark_done, read_label_map, read_stored_scan, write_label_map, write_scan
 
+pytestmark = pytest.mark.thorough
+
 SCANS = 2
 START_SECONDS = 60
 

@@ -17,6 +17,8 @@ from hypodask.cluster import each, process
 from hypodask.cohort import Cohort
 from hypodask.row import Row
 
+pytestmark = pytest.mark.thorough
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
