@@ -98,6 +98,11 @@ KILLED = (
     "the scan out"
 )
 
+LOST_WORKER = "distributed.deploy.lost-worker-timeout"
+RESTART_SECONDS = 600
+"""How long a worker started here may be away before its place is given up: a new process has to import JAX, which on a
+busy machine or a slow disk takes longer than Dask's own 15 seconds. Without workers a run would wait for ever."""
+
 CONNECT_SECONDS = 30
 """How long a scheduler may take to answer."""
 
@@ -441,7 +446,7 @@ def _connected(client: Client | str | None, workers: int | None, jobs: int) -> I
     count = _workers_here(jobs, workers)
     # JAX and fork deadlock.
     with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}),
         LocalCluster(
             n_workers=count,
             threads_per_worker=1,
