@@ -22,8 +22,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import xarray as xr
+from clusters import local_client
 from conftest import head_voxels
-from distributed import Client, LocalCluster
 from scipy import ndimage
 from segmentations import ellipsoid, labelled
 
@@ -1103,16 +1103,7 @@ def files_processed(folder: Path, out: Path) -> xr.Dataset:
 def heads_processed(folder: Path, out: Path) -> xr.Dataset:
     """The rows of all kinds that only the alignment can tell, by a worker that shares this process's programs."""
     cohort = made(folder, (kind for kind in given_here() if kind.is_aligned))
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_client(1, processes=False) as client:
         return process(cohort, str(out), client, progress=False, load=fakes)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from distributed import Client, LocalCluster
+from clusters import local_client
+from distributed import Client
 from distributed.comm import CommClosedError
 
 import hypodask.cluster
@@ -22,16 +23,7 @@ DEADLY_ONCE, WRONG = 300, 350
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
-            silence_logs=60,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_client() as client:
         yield client
 
 

@@ -23,7 +23,8 @@ from chaos import (
     treat,
     wait_until,
 )
-from distributed import Client, LocalCluster
+from clusters import local_client
+from distributed import Client
 
 from hypodask.cluster import process
 from hypodask.cohort import Cohort
@@ -40,17 +41,7 @@ FEW = 60
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            memory_limit=WORKER_BYTES,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
-            silence_logs=60,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_client(memory_limit=WORKER_BYTES) as client:
         yield client
 
 

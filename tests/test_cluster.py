@@ -8,14 +8,17 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import dask.config
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from distributed import Client, LocalCluster
+from clusters import local_client
+from dask.utils import parse_timedelta
+from distributed import Client
 
 import hypodask.cluster
-from hypodask.cluster import each, plan, process
+from hypodask.cluster import LOST_WORKER, each, plan, process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
 from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
@@ -67,16 +70,7 @@ def load(models: object) -> str:
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_client() as client:
         yield client
 
 
@@ -430,18 +424,8 @@ def touched(folder: Path, number: int) -> int:
 
 
 def test_a_run_waits_for_workers_and_says_that_there_are_none(caplog):
-    with (
-        LocalCluster(
-            n_workers=0,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        joining = threading.Timer(1.0, cluster.scale, (1,))
+    with local_client(0, processes=False) as client:
+        joining = threading.Timer(1.0, client.cluster.scale, (1,))
         joining.start()
         assert [outcome.get() for outcome in each(len, ["ab"], client=client)] == [2]
         joining.join()
@@ -458,6 +442,15 @@ def test_each_starts_workers_of_its_own_where_there_is_no_client():
     outcomes = list(each(process_of, range(4), workers=2))
     assert sorted(outcome.item for outcome in outcomes) == [0, 1, 2, 3]
     assert len({outcome.value for outcome in outcomes} - {os.getpid()}) == 2
+
+
+def test_the_place_of_a_worker_that_is_slow_to_come_back_is_kept():
+    with dask.config.set({LOST_WORKER: "15s"}):
+        outcomes = each(len, ["ab"], workers=1)
+        assert next(outcomes).get() == 2
+        assert parse_timedelta(dask.config.get(LOST_WORKER)) == 600
+        outcomes.close()
+        assert parse_timedelta(dask.config.get(LOST_WORKER)) == 15
 
 
 def process_of(_: int) -> int:

@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from clusters import local_client
 from conftest import head_voxels
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from hypodask.cluster import process
 from hypodask.cohort import Cohort
@@ -98,17 +99,7 @@ def first_match(pattern: str, log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def client(server: str) -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_client(1) as client:
         yield client
 
 
