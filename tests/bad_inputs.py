@@ -24,6 +24,7 @@ import pandas as pd
 import xarray as xr
 from clusters import local_client
 from conftest import head_voxels
+from headers import overwritten
 from scipy import ndimage
 from segmentations import ellipsoid, labelled
 
@@ -132,14 +133,7 @@ def seen_as(folder: Path, data: np.ndarray, affine: np.ndarray | None = None) ->
 
 def patched(folder: Path, img: Any = None, **fields: Any) -> Path:
     """A file whose header was overwritten after saving, whatever nibabel thinks of it."""
-    path = saved(folder, small() if img is None else img)
-    raw = bytearray(path.read_bytes())
-    header = nib.Nifti1Header(bytes(raw[:348]), check=False)
-    for name, value in fields.items():
-        header[name] = value
-    raw[:348] = header.binaryblock
-    path.write_bytes(raw)
-    return path
+    return overwritten(saved(folder, small() if img is None else img), **fields)
 
 
 def patch_of_brain(folder: Path, **fields: Any) -> Path:

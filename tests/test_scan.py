@@ -18,6 +18,7 @@ import fsspec
 import nibabel as nib
 import numpy as np
 import pytest
+from headers import overwritten
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -60,14 +61,7 @@ def by_nibabel(path):
 
 def patched(folder, img=None, name="scan.nii", **fields):
     """A file whose header fields were overwritten after saving, whatever nibabel thinks of them."""
-    path = saved(folder, img, name)
-    raw = bytearray(path.read_bytes())
-    header = nib.Nifti1Header(bytes(raw[:348]), check=False)
-    for field, value in fields.items():
-        header[field] = value
-    raw[:348] = header.binaryblock
-    path.write_bytes(raw)
-    return path
+    return overwritten(saved(folder, img, name), **fields)
 
 
 def refused(path, error, *words):
