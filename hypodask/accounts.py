@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 import pandas as pd
 
+from hypodask.cohort.ids import participant_of
 from hypodask.dataset import assemble, finalise, read_cohort, save_cohort, stores_in
 from hypodask.errors import CohortError
 from hypodask.journal import forget_rows, read_journal, sole_writer
@@ -114,7 +115,7 @@ def _scans_of(participant: str, cohort: pd.DataFrame, journal: pd.DataFrame, url
     """Scans by their own id or by the participant's; those that left the cohort but not the journal, too."""
     names = {participant, f"sub-{participant}"}
     of_cohort = cohort.loc[cohort["scan"].isin(names) | cohort["participant_id"].isin(names), "scan"]
-    others = [str(scan) for scan in journal.index if scan in names or str(scan).partition("_ses-")[0] in names]
+    others = [str(scan) for scan in journal.index if scan in names or participant_of(str(scan)) in names]
     if not (gone := sorted({*of_cohort, *others})):
         shown = ", ".join(cohort["scan"].head(3))
         raise CohortError(
@@ -143,10 +144,9 @@ def kept_record(url: str, scans: int, networks: str, workers: Mapping[str, int])
     workers
         Threads of each worker at the beginning, by its address.
     """
-    began = datetime.now(UTC)
-    place = Location(url).child("runs", f"{began:%Y%m%dT%H%M%S.%f}Z.json")
+    place = Location(url).child("runs", f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z.json")
     record = {
-        "began": f"{began:%Y-%m-%dT%H:%M:%SZ}",
+        "began": _now(),
         "scans": scans,
         "networks": networks,
         "workers": len(workers),

@@ -91,6 +91,13 @@ def test_the_last_participant_can_leave_too(out):
     assert Location(out).child("scans").names() in ([], ["Ulm"])
 
 
+def test_scans_of_a_participant_that_left_the_cohort_earlier_are_removed_too(out):
+    with Journal(out) as journal:
+        journal.append(Row("sub-70_run-2", "done", volume_mm3={"icv": 1.5e6}).as_dict())
+    assert forget(out, "sub-70") == ["sub-70_run-2", "sub-70_ses-1"]
+    assert read_journal(out).index.tolist() == ["sub-07_ses-1", "sub-07_ses-2", "sub-8"]
+
+
 def test_an_unknown_name_is_an_error_and_removes_nothing(out):
     before = Location(out).files()
     with pytest.raises(CohortError, match=r"neither a participant nor a scan of .* is called 'sub-0'"):

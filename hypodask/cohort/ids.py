@@ -61,6 +61,15 @@ def scan_id(participant_id: str, session: str, run: str) -> str:
     return participant_id + (f"_ses-{session}" if session else "") + (f"_run-{run}" if run else "")
 
 
+def participant_of(scan: str) -> str:
+    """What undoes :func:`scan_id`: the participant of a scan.
+
+    >>> participant_of("sub-01_ses-2_run-1"), participant_of("colin27_ch2")
+    ('sub-01', 'colin27_ch2')
+    """
+    return re.sub(r"(_ses-[^_]+)?(_run-[^_]+)?$", "", scan)
+
+
 def id_danger(name: str) -> str:
     """Why a name must not become that of a folder; empty if it may.
 
