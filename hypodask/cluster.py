@@ -189,9 +189,7 @@ def process(
                 _registered(connected, networks.sharing(ours)) as plugin,
                 kept_record(out, len(jobs), networks.key, _workers_of(connected)),
             ):
-                place = _Window(connected, window, on=_side_of(connected))
-                task = partial(_treat_job, treat, out, plugin, time_limit, place.on is not None)
-                _keep_rows(out, _rows(connected, jobs, task, place), bar)
+                _work_off(connected, out, jobs, partial(_treat_job, treat, out, plugin, time_limit), bar, window)
         return _settled(out, assemble(cohort.table, read_journal(out)))
 
 
@@ -242,13 +240,22 @@ def plan(
         threads = sum(_workers_of(connected).values())
         if not jobs:
             return planned(decisions, journal, threads)
-        with sole_writer(out), _registered(connected, networks.sharing(ours)) as plugin:
-            place = _Window(connected, on=_side_of(connected))
-            task = partial(_treat_job, treat, out, plugin, TIME_LIMIT, place.on is not None)
-            with Progress(len(jobs), shown=False) as bar:
-                _keep_rows(out, _rows(connected, jobs, task, place), bar)
+        with (
+            sole_writer(out),
+            Progress(len(jobs), shown=False) as bar,
+            _registered(connected, networks.sharing(ours)) as plugin,
+        ):
+            _work_off(connected, out, jobs, partial(_treat_job, treat, out, plugin, TIME_LIMIT), bar)
     journal = read_journal(out)
     return planned(decided(journal), journal, threads)
+
+
+def _work_off(
+    client: Client, out: str, jobs: list[Job], task: Callable[..., Any], bar: Progress, window: int | None = None
+) -> None:
+    """Have every job treated, and keep the rows in the journal as they come in."""
+    place = _Window(client, window, on=_side_of(client))
+    _keep_rows(out, _rows(client, jobs, partial(task, place.on is not None), place), bar)
 
 
 def _spread(jobs: list[Job], number: int) -> list[Job]:
@@ -577,11 +584,13 @@ def _outlined_here(plugin: str, number: int, image: ndarray) -> Segmentation:
 @contextmanager
 def _within(seconds: float | None) -> Iterator[None]:
     """End this process if it takes longer: a thread that hangs cannot be stopped by itself."""
+    if seconds is None:
+        yield
+        return
     worker = get_worker()
-    watch = threading.Timer(seconds or 0, _give_up, (worker, worker.get_current_task()))
+    watch = threading.Timer(seconds, _give_up, (worker, worker.get_current_task()))
     watch.daemon = True
-    if seconds is not None:
-        watch.start()
+    watch.start()
     try:
         yield
     finally:
