@@ -1,4 +1,4 @@
-"""Group statistics on the results dataset: xarray, pandas and scipy only.
+"""Group statistics on the results dataset: xarray and pandas, with the tests of scipy and statsmodels.
 
 Functions that add variables take and return an ``xr.Dataset``, so ``ds.pipe(stats.find_outliers)`` works.
 Functions that test return a tidy table with one row per comparison.
