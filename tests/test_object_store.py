@@ -33,6 +33,7 @@ from hypodask.errors import ClusterError
 from hypodask.journal import sole_writer
 from hypodask.labels import ICV
 from hypodask.location import Location
+from hypodask.phantom import simulate_cohort
 from hypodask.row import Row
 from hypodask.scan import read_scan
 from hypodask.store import mark_done, read_label_map, read_stored_scan, write_label_map, write_scan
@@ -40,6 +41,10 @@ from hypodask.store import mark_done, read_label_map, read_stored_scan, write_la
 pytestmark = pytest.mark.thorough
 
 SCANS = 2
+
+OF_A_RUN = ["path", "peak_memory_mib"]
+"""Where a scan lay, and how much memory a worker took for it: all that may differ."""
+
 START_SECONDS = 60
 
 
@@ -135,13 +140,27 @@ def test_a_study_on_an_object_store_gives_the_table_of_the_same_study_in_a_folde
     assert local["status"].to_numpy().tolist() == ["done"] * SCANS
     assert len(set(local["volume_mm3"].sel(structure="icv").to_numpy())) == SCANS
     assert [path.startswith("s3://study/") for path in remote["path"].to_numpy()] == [True] * SCANS
-    # Where it lay, and how much memory a worker took for it, is all that differs.
-    own = ["path", "peak_memory_mib"]
-    xr.testing.assert_identical(remote.drop_vars(own), local.drop_vars(own))
+    xr.testing.assert_identical(remote.drop_vars(OF_A_RUN), local.drop_vars(OF_A_RUN))
     for store in remote["store"].to_numpy():
         stores = [f"{place}/out/{store}" for place in study.values()]
         np.testing.assert_array_equal(*(read_stored_scan(store).stored for store in stores))
         np.testing.assert_array_equal(*(read_label_map(store, "icv_scan")[0] for store in stores))
+
+
+def test_the_method_itself_measures_the_same_on_an_object_store(server, tmp_path):
+    remote = f"s3://study/{uuid4().hex}"
+    simulate_cohort(tmp_path / "bids", 3)
+    fsspec.filesystem("s3").put(str(tmp_path / "bids"), f"{remote}/bids", recursive=True)
+    # A client of its own: a worker keeps the networks that it once loaded.
+    with local_client(1) as client:
+        tables = [
+            process(Cohort.from_bids(f"{place}/bids"), f"{place}/out", client, progress=False)
+            for place in (tmp_path, remote)
+        ]
+    assert tables[0]["status"].to_numpy().tolist() == ["done"] * 3
+    assert (tables[0]["volume_mm3"].sel(structure="hypothalamus") > 0).all()
+    xr.testing.assert_identical(*(table.drop_vars([*OF_A_RUN, "seconds"]) for table in tables))
+    assert verify(f"{remote}/out") == []
 
 
 def test_a_second_call_on_an_object_store_does_nothing(client, study):
