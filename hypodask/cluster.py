@@ -17,7 +17,6 @@ import hashlib
 import logging
 import os
 import platform
-import threading
 import time
 import uuid
 import zlib
@@ -56,7 +55,7 @@ from hypodask.row import Row, Stage
 from hypodask.segmentation import Segmentation
 from hypodask.segmentation.predict import ShippedNetwork
 from hypodask.store import read_done, verify_store
-from hypodask.watching import PeakMemory, ScanLog
+from hypodask.watching import Deadlines, PeakMemory, ScanLog
 
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 Treat = Callable[..., Row]
@@ -107,6 +106,8 @@ CONNECT_SECONDS = 30
 """How long a scheduler may take to answer."""
 
 log = logging.getLogger(__name__)
+
+_deadlines = Deadlines()
 
 
 def process(
@@ -539,7 +540,9 @@ def _treat_job(
             log.exception("%s failed in a way that was not foreseen", job.entry.scan)
             return _failed(job, err)
 
-    with _within(time_limit), ScanLog() as said, PeakMemory() as memory:
+    worker = get_worker()
+    give_up = partial(_give_up, worker, worker.get_current_task())
+    with _deadlines.within(time_limit, give_up), ScanLog() as said, PeakMemory() as memory:
         row, attempts = _persistent(treated)
         row = _failed(job, row) if isinstance(row, OSError) else row
     if said.text:
@@ -581,24 +584,11 @@ def _outlined_here(plugin: str, number: int, image: ndarray) -> Segmentation:
     return cast(Segmentation, _loaded_here(plugin)[number].outlined(image))
 
 
-@contextmanager
-def _within(seconds: float | None) -> Iterator[None]:
-    """End this process if it takes longer: a thread that hangs cannot be stopped by itself."""
-    if seconds is None:
-        yield
-        return
-    worker = get_worker()
-    watch = threading.Timer(seconds, _give_up, (worker, worker.get_current_task()))
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
-
-
 def _give_up(worker: Worker, key: str) -> None:
-    """Tell the client which task takes too long and, where a nanny starts another, end this process."""
+    """Tell the client which task takes too long and, where a nanny starts another, end this process.
+
+    A thread that hangs cannot be stopped by itself.
+    """
     worker.log_event(OVERDUE, {"key": key})
     if worker.nanny is not None:
         time.sleep(LAST_WORDS_SECONDS)

@@ -1,7 +1,11 @@
-"""What a worker notes about itself while it has a scan: its memory, and what was said in the log."""
+"""What a worker notes about itself while it has a scan: its memory, the time, and what was said in the log."""
 
 import logging
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +13,10 @@ from typing import Self
 import psutil
 
 _STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_KEEPS_PEAK = _CLEAR_PEAK.exists()
+
+LOOK_SECONDS = 0.5
+"""How often deadlines are looked at."""
 
 LOG_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
@@ -30,7 +38,7 @@ class PeakMemory:
     """There once the context is left."""
 
     def __enter__(self) -> Self:
-        if _CLEAR_PEAK.exists():
+        if _KEEPS_PEAK:
             _CLEAR_PEAK.write_text("5")
         return self
 
@@ -41,10 +49,53 @@ class PeakMemory:
 
 
 def _peak_mib() -> float:
-    if not _CLEAR_PEAK.exists():
+    if not _KEEPS_PEAK:
         return float(psutil.Process().memory_info().rss / 2**20)
     peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) / 1024
+
+
+class Deadlines:
+    """Until when each of several pieces of work may take; one thread looks after all, for one each would cost more.
+
+    Examples
+    --------
+    >>> with Deadlines().within(60.0, lambda: print("this takes too long")):
+    ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._numbers = count()
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def within(self, seconds: float | None, give_up: Callable[[], None]) -> Iterator[None]:
+        """Call ``give_up``, in another thread, where what is done in this context takes longer; ``None``: never."""
+        if seconds is None:
+            yield
+            return
+        self._look_after()
+        number = next(self._numbers)
+        self._pending[number] = (time.monotonic() + seconds, give_up)
+        try:
+            yield
+        finally:
+            self._pending.pop(number, None)
+
+    def _look_after(self) -> None:
+        with self._start:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look_again_and_again, daemon=True)
+                self._thread.start()
+
+    def _look_again_and_again(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            for number, (deadline, give_up) in list(self._pending.items()):
+                if time.monotonic() > deadline and self._pending.pop(number, None):
+                    give_up()
 
 
 class ScanLog(logging.Handler):
