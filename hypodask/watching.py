@@ -94,7 +94,8 @@ class Deadlines:
         while True:
             time.sleep(LOOK_SECONDS)
             for number, (deadline, give_up) in list(self._pending.items()):
-                if time.monotonic() > deadline and self._pending.pop(number, None):
+                if time.monotonic() > deadline and number in self._pending:
+                    del self._pending[number]
                     give_up()
 
 

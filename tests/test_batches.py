@@ -12,8 +12,9 @@ from clusters import local_client
 from distributed import Client
 from distributed.comm import CommClosedError
 
-import hypodask.cluster
-from hypodask.cluster import LARGEST_BATCH, _Batches, _packed, _stream, _Window, _work_through, each
+import hypodask.cluster.window
+from hypodask.cluster import each
+from hypodask.cluster.window import LARGEST_BATCH, Batches, Window, _packed, _stream, _work_through
 from hypodask.cohort import Entry
 from hypodask.errors import ClusterError
 from hypodask.planning import Job
@@ -60,7 +61,7 @@ def sleeping(seconds: float) -> float:
 
 
 def test_slow_items_that_follow_quick_ones_do_not_queue_behind_each_other(client, monkeypatch):
-    monkeypatch.setattr(hypodask.cluster, "BATCH_SECONDS", 0.01)
+    monkeypatch.setattr(hypodask.cluster.window, "BATCH_SECONDS", 0.01)
     outcomes = list(each(sleeping, [0.0] * 200 + [0.3] * 4, client=client))
     assert sorted(outcome.get() for outcome in outcomes) == [0.0] * 200 + [0.3] * 4
 
@@ -68,7 +69,7 @@ def test_slow_items_that_follow_quick_ones_do_not_queue_behind_each_other(client
 def test_a_task_does_what_fits_in_its_time_and_at_least_one_item(monkeypatch):
     values, seconds = _work_through(str, _packed([1, 2, 3]))
     assert (values, seconds < 1) == (["1", "2", "3"], True)
-    monkeypatch.setattr(hypodask.cluster, "BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(hypodask.cluster.window, "BATCH_SECONDS", 0.0)
     assert _work_through(sleeping, _packed([0.01, 0.01]))[0] == [0.01]
 
 
@@ -79,7 +80,7 @@ def test_a_task_of_many_scans_is_small_for_the_scheduler():
 
 
 def test_tasks_grow_while_they_are_quick_and_shrink_to_what_was_done():
-    batches = _Batches(LARGEST_BATCH)
+    batches = Batches(LARGEST_BATCH)
     many = deque(range(10_000))
     sizes = []
     for _ in range(10):
@@ -93,7 +94,7 @@ def test_tasks_grow_while_they_are_quick_and_shrink_to_what_was_done():
 
 
 def test_the_last_items_are_shared_among_the_workers():
-    batches = _Batches(LARGEST_BATCH)
+    batches = Batches(LARGEST_BATCH)
     for _ in range(8):
         batches.learn(256, 256, seconds=0.0)
     assert len(batches.take(deque(range(160)), 8)) == 10
@@ -121,7 +122,7 @@ class Landing:
 
 def outcomes_of(future: Landing) -> list[object]:
     client = Mock(submit=Mock(return_value=future))
-    return [landed.value for landed in _stream(client, ["job"], str, _Window(client, 1), _Batches(1))]
+    return [landed.value for landed in _stream(client, ["job"], str, Window(client, 1), Batches(1))]
 
 
 def test_a_value_that_is_lost_with_its_worker_is_waited_for():

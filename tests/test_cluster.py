@@ -17,13 +17,13 @@ from clusters import local_client
 from dask.utils import parse_timedelta
 from distributed import Client
 
-import hypodask.cluster
+import hypodask
 from hypodask.cluster import LOST_WORKER, each, plan, process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
 from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
 from hypodask.grid import Grid
-from hypodask.journal import read_journal
+from hypodask.journal import read_journal, sole_writer
 from hypodask.location import Location
 from hypodask.planning import input_stamp
 from hypodask.progress import Progress
@@ -263,7 +263,7 @@ def test_an_interrupted_run_keeps_what_came_in_and_goes_on_from_there(client, st
 
 
 def test_a_second_client_is_refused_and_changes_nothing(run, study, out):
-    with hypodask.cluster.sole_writer(out), pytest.raises(ClusterError, match="has been writing here since"):
+    with sole_writer(out), pytest.raises(ClusterError, match="has been writing here since"):
         run(study(SOUND))
     assert calls(out) == {}
     assert Location(out).names() == []
@@ -429,7 +429,7 @@ def test_a_run_waits_for_workers_and_says_that_there_are_none(caplog):
         joining.start()
         assert [outcome.get() for outcome in each(len, ["ab"], client=client)] == [2]
         joining.join()
-    assert [record.message for record in caplog.records if record.name == "hypodask.cluster"] == [
+    assert [record.message for record in caplog.records if record.name == "hypodask.cluster.window"] == [
         "the scheduler has no worker; the run goes on as soon as one joins"
     ]
 

@@ -1,0 +1,91 @@
+"""A client of the user's cluster, or of workers that are started on this machine."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import dask.config
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
+
+from hypodask.errors import ClusterError
+
+WORKER_BYTES = 3 * 2**30
+"""Memory that a worker is taken to need; an estimate, not a measurement."""
+
+ALLOWED_DEATHS = 0
+"""Every scan that was on a worker as it died is suspect at once: it is set aside and later tried alone."""
+
+LOST_WORKER = "distributed.deploy.lost-worker-timeout"
+
+RESTART_SECONDS = 600
+"""How long a worker started here may be away before its place is given up: a new process has to import JAX, which on a
+busy machine or a slow disk takes longer than Dask's own 15 seconds. Without workers a run would wait for ever."""
+
+CONNECT_SECONDS = 30
+"""How long a scheduler may take to answer."""
+
+
+@contextmanager
+def reached_cluster(client: Client | str | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
+    """A client, and the number of workers that were started here for it (0 on a cluster of the user's)."""
+    if isinstance(client, str):
+        with _reached(client) as found:
+            yield found, 0
+        return
+    with suppress(ValueError):
+        client = client or Client.current()
+    if client is not None:
+        yield client, 0
+        return
+    count = workers_here(jobs, workers)
+    # JAX and fork deadlock.
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}),
+        LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False, "allowed_failures": ALLOWED_DEATHS},
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as own,
+    ):
+        yield own, count
+
+
+def workers_here(jobs: int, workers: int | None) -> int:
+    """How many workers are started on this machine."""
+    return min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)))
+
+
+@contextmanager
+def _reached(address: str) -> Iterator[Client]:
+    """A client of the scheduler at an address."""
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as err:
+        raise ClusterError(
+            f"no Dask scheduler answers at {address!r} ({err}); give the address that `dask scheduler` printed, such "
+            "as tcp://10.0.0.1:8786"
+        ) from err
+    with client:
+        yield client
+
+
+def workers_of(client: Client, having: str | None = None) -> dict[str, int]:
+    """Threads of every worker, or of those that have a resource, by its address."""
+    try:
+        if having is None:
+            return {str(address): int(threads) for address, threads in client.nthreads().items()}
+        known = client.scheduler_info(n_workers=-1)["workers"]
+    except (OSError, TimeoutError) as err:
+        raise ClusterError(f"the scheduler is gone ({err}); make the same call again to go on") from err
+    return {str(address): int(one["nthreads"]) for address, one in known.items() if having in one["resources"]}
+
+
+def side_of(client: Client) -> str | None:
+    """Which resource the tasks of scans need: ``CPU`` where others have the networks run on GPUs for them."""
+    return "CPU" if workers_of(client, "GPU") and workers_of(client, "CPU") else None
