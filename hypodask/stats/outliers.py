@@ -99,7 +99,7 @@ def find_far_outliers(
     """Mark volumes far from the median, in units of the median absolute deviation.
 
     The robust z of a volume is ``0.6745 (V - median) / MAD`` (Iglewicz and Hoaglin 1993). By default it does not know
-    the groups, so that nobody is excluded for being a typical member of a rare group's opposite.
+    the groups: one pair of limits holds for everybody.
 
     Parameters
     ----------
