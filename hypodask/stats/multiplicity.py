@@ -54,5 +54,5 @@ def adjust_p(table: pd.DataFrame, method: Adjustment = "fdr_bh", *, column: str 
     if tested.any():
         adjusted[tested] = multipletests(p[tested], method=method)[1]
     found = table.drop(columns=f"p_{method}", errors="ignore")
-    found.insert(found.columns.get_loc(column) + 1, f"p_{method}", adjusted)
+    found.insert(found.columns.tolist().index(column) + 1, f"p_{method}", adjusted)
     return found

@@ -84,7 +84,7 @@ def find_outliers(
     [False, False, False, False, True]
     """
     rule = f"IQR x {REACH}, {quantiles} quantiles"
-    attrs = {"rule": rule, "quantiles": quantiles}
+    attrs: dict[str, object] = {"rule": rule, "quantiles": quantiles}
     return _mark(ds, by, structures, variable, lambda values: _fences(values, quantiles), attrs)
 
 
