@@ -23,14 +23,14 @@ LARGEST_STUDY = 50_888
 """Scans of the largest study of the hypothalamus, Rhineland Study and UK Biobank together."""
 
 
-def study(scans: int, structures: int) -> xr.Dataset:
-    """Volumes of a study, the hypothalamus and ICV first; one scan in a hundred failed."""
+def study(scans: int, structures: int, *, failed: float = 0.01) -> xr.Dataset:
+    """Volumes of a study, the hypothalamus and ICV first; a share of the scans failed."""
     random = np.random.default_rng(0)
     names = ["hypothalamus", "icv", *(f"structure_{number}" for number in range(2, structures))]
     icv = random.normal(1.5e6, 1.3e5, scans)
     volumes = random.normal(850, 77, (scans, structures)) * (icv[:, None] / 1.5e6) ** 0.6
     volumes[:, 1] = icv
-    status = np.where(random.random(scans) < 0.01, "failed", "done")
+    status = np.where(random.random(scans) < failed, "failed", "done")
     volumes[status == "failed"] = np.nan
     return xr.Dataset(
         {"volume_mm3": (("scan", "structure"), volumes), "status": ("scan", status)},
@@ -131,8 +131,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--scans", type=int, default=10**6)
     arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--failed", type=float, default=0.01, help="share of the scans that failed")
     chosen = arguments.parse_args()
-    ds = study(chosen.scans, 20)
+    ds = study(chosen.scans, 20, failed=chosen.failed)
     works: dict[str, Callable[[], object]] = {"hypodask": lambda: stats.find_outliers(ds)}
     if importlib.util.find_spec("polars"):
         works["polars"] = polars_outliers(ds)
