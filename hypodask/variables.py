@@ -61,8 +61,11 @@ RESULTS = (
 
 DERIVED = (
     _per_structure("normalized_volume_mm3", "Volume / ICV * mean ICV of the reference group (Kassubek 2025, eq. 1)."),
-    Variable("outlier", ("scan", "structure"), "bool", "", "Outside [Q1 - 1.5 IQR, Q3 + 1.5 IQR] of its group."),
-    Variable("excluded", ("scan",), "bool", "", "Outlier in hypothalamic volume or ICV, or not done."),
+    _per_structure("adjusted_volume_mm3", "Volume adjusted to the mean ICV of the reference group by another method."),
+    Variable(
+        "outlier", ("scan", "structure"), "bool", "", "Outside the limits of a rule, by default 1.5 IQR of a group."
+    ),
+    Variable("excluded", ("scan",), "bool", "", "Left out of analyses: outlier, low quality, or not done."),
 )
 """What the analysis adds."""
 

@@ -7,9 +7,13 @@ Functions that test return a tidy table with one row per comparison.
 module                what is decided there
 ====================  =====================================================================
 ``samples``           which scans enter an analysis, and in which group each one is
-``outliers``          the IQR rule per group, and who is excluded and why
-``icv``               adjustment of a volume to the size of the head
+``outliers``          IQR, distance from the median, quality: who is excluded and why
+``exclusions``        comparisons under each rule, and whether exclusion depends on group
+``icv``               adjustment of a volume to the size of the head, as in the paper
+``head_size``         other adjustments, side by side
 ``groups``            two groups against each other: differences, intervals, tests
+``permutation``       the same by permutation of the groups
+``multiplicity``      adjustment for many comparisons
 ``associations``      a volume against age, disease duration and other covariates
 ``demographics``      who was scanned: Table 1
 ``published``         all of it in the order of the paper, in one call
@@ -18,24 +22,44 @@ module                what is decided there
 
 from hypodask.stats.associations import correlate
 from hypodask.stats.demographics import add_progression_slope, demographics
+from hypodask.stats.exclusions import check_exclusions, compare_exclusions
 from hypodask.stats.groups import compare_groups, compare_summaries
+from hypodask.stats.head_size import adjust_icv, compare_icv_adjustments, relate_to_icv
 from hypodask.stats.icv import normalize_icv
-from hypodask.stats.outliers import exclude, find_outliers, iqr_fences, list_exclusions
+from hypodask.stats.multiplicity import adjust_p
+from hypodask.stats.outliers import (
+    exclude,
+    find_far_outliers,
+    find_low_quality,
+    find_outliers,
+    iqr_fences,
+    list_exclusions,
+)
+from hypodask.stats.permutation import permute_groups
 from hypodask.stats.published import PaperResult, paper
 from hypodask.stats.samples import summarize_groups
 
 __all__ = [
     "PaperResult",
     "add_progression_slope",
+    "adjust_icv",
+    "adjust_p",
+    "check_exclusions",
+    "compare_exclusions",
     "compare_groups",
+    "compare_icv_adjustments",
     "compare_summaries",
     "correlate",
     "demographics",
     "exclude",
+    "find_far_outliers",
+    "find_low_quality",
     "find_outliers",
     "iqr_fences",
     "list_exclusions",
     "normalize_icv",
     "paper",
+    "permute_groups",
+    "relate_to_icv",
     "summarize_groups",
 ]

@@ -9,7 +9,9 @@ from hypodask.stats.associations import correlate
 from hypodask.stats.demographics import add_progression_slope, demographics, sexes
 from hypodask.stats.groups import compare_groups
 from hypodask.stats.icv import normalize_icv
-from hypodask.stats.outliers import PAPER_STRUCTURES, find_outliers, list_exclusions
+from hypodask.stats.multiplicity import Adjustment, adjust_p
+from hypodask.stats.outliers import PAPER_STRUCTURES, Quantiles, find_outliers, list_exclusions
+from hypodask.stats.permutation import RESAMPLES, permute_groups
 from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, summarize_groups
 
 VARIABLE = "normalized_volume_mm3"
@@ -42,6 +44,8 @@ class PaperResult:
     """Normalised volumes with age (over all scans and in each group), disease duration and progression."""
     sex_comparisons: pd.DataFrame
     """Normalised volumes of men and women, over all scans; empty where nobody's sex is known."""
+    permutations: pd.DataFrame
+    """The comparisons by permutation of the groups; empty unless ``permute`` asked for them."""
 
 
 def paper(
@@ -51,6 +55,10 @@ def paper(
     by: str | None = "group",
     structure: str = "hypothalamus",
     subgroup: str = "subgroup",
+    quantiles: Quantiles = "linear",
+    adjust: Adjustment = "holm",
+    permute: int | None = None,
+    resamples: int = RESAMPLES,
 ) -> PaperResult:
     """Outliers, normalisation, group and subgroup tests, Table 1 and associations as the paper does them.
 
@@ -67,6 +75,16 @@ def paper(
         The structure that is compared.
     subgroup
         Coordinate that divides some groups further; may be absent.
+    quantiles
+        Definition of the quartiles behind the exclusions, by the names of ``numpy.quantile``. The paper does not say
+        which it used.
+    adjust
+        Adjustment for many comparisons that stands beside Holm's in comparisons and associations, such as ``fdr_bh``
+        in the column ``p_fdr_bh``.
+    permute
+        Seed of the permutation tests; None for none.
+    resamples
+        Permutations of groups that are too large for all of them.
 
     Raises
     ------
@@ -86,7 +104,7 @@ def paper(
     [['PLS', 'control']]
     """
     deciding = tuple(dict.fromkeys((structure, *PAPER_STRUCTURES[1:])))
-    ds = ds.pipe(add_progression_slope).pipe(find_outliers, by=by, structures=deciding)
+    ds = ds.pipe(add_progression_slope).pipe(find_outliers, by=by, structures=deciding, quantiles=quantiles)
     ds = ds.pipe(normalize_icv, reference=reference, by=by or "group")
     return PaperResult(
         dataset=ds,
@@ -94,11 +112,12 @@ def paper(
         exclusions=list_exclusions(ds, by=by),
         exclusion_counts=_reference_first(count_exclusions(ds, by=by), reference),
         summaries=_reference_first(_summaries(ds, structure, by), reference),
-        comparisons=_compare(ds, structure, by, reference),
-        comparisons_with_outliers=_compare(ds.drop_vars("excluded"), structure, by, reference),
-        subgroup_comparisons=_compare_subgroups(ds, structure, by, subgroup),
-        associations=_associate(ds, structure, by),
+        comparisons=_adjusted(_compare(ds, structure, by, reference), adjust),
+        comparisons_with_outliers=_adjusted(_compare(ds.drop_vars("excluded"), structure, by, reference), adjust),
+        subgroup_comparisons=_adjusted(_compare_subgroups(ds, structure, by, subgroup), adjust),
+        associations=_adjusted(_associate(ds, structure, by), adjust),
         sex_comparisons=_compare_sexes(ds, structure),
+        permutations=_permute(ds, structure, by, reference, permute, resamples),
     )
 
 
@@ -131,6 +150,18 @@ def _compare(ds: xr.Dataset, structure: str, by: str | None, reference: str | No
     if by is None:
         return pd.DataFrame()
     return compare_groups(ds, VARIABLE, structure=structure, by=by, reference=reference)
+
+
+def _adjusted(table: pd.DataFrame, adjust: Adjustment) -> pd.DataFrame:
+    return table if adjust == "holm" or table.empty else adjust_p(table, adjust)
+
+
+def _permute(
+    ds: xr.Dataset, structure: str, by: str | None, reference: str | None, seed: int | None, resamples: int
+) -> pd.DataFrame:
+    if by is None or seed is None:
+        return pd.DataFrame()
+    return permute_groups(ds, VARIABLE, structure=structure, by=by, reference=reference, resamples=resamples, seed=seed)
 
 
 def _compare_subgroups(ds: xr.Dataset, structure: str, by: str | None, subgroup: str) -> pd.DataFrame:

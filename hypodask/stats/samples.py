@@ -5,6 +5,7 @@ comparison, belongs to a group. What is left out is counted, never dropped in si
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,7 +70,7 @@ def done_scans(ds: xr.Dataset) -> Bool[ndarray, " scan"]:
     """Which scans were measured; all of them where the dataset does not say."""
     if "status" not in ds.variables:
         return np.ones(ds.sizes["scan"], dtype=bool)
-    done: ndarray = ds["status"].to_numpy().astype(str) == "done"
+    done: ndarray = ds["status"].to_numpy() == "done"
     return done
 
 
@@ -95,12 +96,18 @@ def group_labels(ds: xr.Dataset, by: str | None) -> ndarray:
     if by is None:
         return np.full(ds.sizes["scan"], EVERYBODY, dtype=object)
     require(ds, by)
-    labels = pd.Series(ds[by].to_numpy())
-    if pd.api.types.is_float_dtype(labels) and np.all(labels.isna() | (labels % 1 == 0)):
+    codes, names = pd.factorize(ds[by].to_numpy())
+    # Of a million scans only the few different labels are looked at; a missing one has the code -1, the last.
+    text = np.append(_label_text(pd.Series(names)), "").astype(object)
+    labels: ndarray = text[codes]
+    return labels
+
+
+def _label_text(labels: "pd.Series[Any]") -> ndarray:
+    if pd.api.types.is_float_dtype(labels) and np.all(labels % 1 == 0):
         labels = labels.astype("Int64")
-    present = labels.notna().to_numpy(dtype=bool)
     text = labels.astype(str).str.strip().to_numpy(dtype=object)
-    named: ndarray = np.where(present & (text != "nan") & (text != "n/a"), text, "")
+    named: ndarray = np.where((text != "nan") & (text != "n/a"), text, "")
     return named
 
 
