@@ -11,23 +11,35 @@ module                what is decided there
 ``icv``               adjustment of a volume to the size of the head
 ``groups``            two groups against each other: differences, intervals, tests
 ``associations``      a volume against age, disease duration and other covariates
+``covariates``        columns of a linear model: numbers, categories, the size of the head
+``ancova``            groups and associations adjusted for covariates
+``measured``          groups compared by volumes of which each has its own uncertainty
+``repeated``          several sessions: how well a volume repeats, how fast it changes
+``power``             how many scans the next study needs
 ``demographics``      who was scanned: Table 1
 ``published``         all of it in the order of the paper, in one call
 ====================  =====================================================================
 """
 
+from hypodask.stats.ancova import compare_adjusted, partial_correlate
 from hypodask.stats.associations import correlate
 from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.icv import normalize_icv
+from hypodask.stats.measured import compare_measured
 from hypodask.stats.outliers import exclude, find_outliers, iqr_fences, list_exclusions
+from hypodask.stats.power import plan_groups
 from hypodask.stats.published import PaperResult, paper
+from hypodask.stats.repeated import annual_change, repeatability
 from hypodask.stats.samples import summarize_groups
 
 __all__ = [
     "PaperResult",
     "add_progression_slope",
+    "annual_change",
+    "compare_adjusted",
     "compare_groups",
+    "compare_measured",
     "compare_summaries",
     "correlate",
     "demographics",
@@ -37,5 +49,8 @@ __all__ = [
     "list_exclusions",
     "normalize_icv",
     "paper",
+    "partial_correlate",
+    "plan_groups",
+    "repeatability",
     "summarize_groups",
 ]
