@@ -13,6 +13,7 @@ module                what is decided there
 ``associations``      a volume against age, disease duration and other covariates
 ``covariates``        columns of a linear model: numbers, categories, the size of the head
 ``ancova``            groups and associations adjusted for covariates
+``norms``             where a volume stands among people of its age, sex and size of the head
 ``measured``          groups compared by volumes of which each has its own uncertainty
 ``repeated``          several sessions: how well a volume repeats, how fast it changes
 ``power``             how many scans the next study needs
@@ -27,6 +28,7 @@ from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.icv import normalize_icv
 from hypodask.stats.measured import compare_measured
+from hypodask.stats.norms import Norms, adapt_norms, apply_norms, centile_curves, check_norms, fit_norms
 from hypodask.stats.outliers import exclude, find_outliers, iqr_fences, list_exclusions
 from hypodask.stats.power import plan_groups
 from hypodask.stats.published import PaperResult, paper
@@ -34,9 +36,14 @@ from hypodask.stats.repeated import annual_change, repeatability
 from hypodask.stats.samples import summarize_groups
 
 __all__ = [
+    "Norms",
     "PaperResult",
+    "adapt_norms",
     "add_progression_slope",
     "annual_change",
+    "apply_norms",
+    "centile_curves",
+    "check_norms",
     "compare_adjusted",
     "compare_groups",
     "compare_measured",
@@ -45,6 +52,7 @@ __all__ = [
     "demographics",
     "exclude",
     "find_outliers",
+    "fit_norms",
     "iqr_fences",
     "list_exclusions",
     "normalize_icv",
