@@ -132,7 +132,7 @@ def test_order_units_and_names_of_groups_do_not_change_conclusions(seed, random,
     order = random.sample(range(60), 60)
     names = {"a": "zulu", "b": "yankee", "c": "xray"}
     changed = ds.assign(volume_mm3=ds.volume_mm3 * unit).isel(scan=order)
-    changed = changed.assign_coords(group=("scan", [names[name] for name in changed.group.values]))
+    changed = changed.assign_coords(group=("scan", [names[name] for name in changed.group.to_numpy()]))
     before, after = compare(ds, robust=robust), compare(changed, robust=robust)
     for a, b in before.index:
         old, new = before.loc[(a, b)], after.loc[(names[b], names[a])]
@@ -155,7 +155,9 @@ def test_partial_correlation_is_that_of_residuals():
 def test_partial_correlation_given_one_variable_is_the_textbook_formula():
     ds = simulate(10)
     table = table_of(ds)
-    xy, xz, yz = (table[a].corr(table[b]) for a, b in [("age", "hypothalamus"), ("age", "icv"), ("hypothalamus", "icv")])
+    xy, xz, yz = (
+        table[a].corr(table[b]) for a, b in [("age", "hypothalamus"), ("age", "icv"), ("hypothalamus", "icv")]
+    )
     expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
     assert partial(ds, given=["icv"]).iloc[0].r == pytest.approx(expected, rel=1e-9)
 
@@ -185,7 +187,9 @@ def test_adjusted_comparisons_keep_their_level_and_coverage(robust, spread_a):
     rows = [compare(simulate(seed, 60, -25, spread_a), robust=robust).loc[("a", "b")] for seed in range(2000)]
     covered = np.mean([row.difference_low <= -25 <= row.difference_high for row in rows])
     slopes = np.mean([row.p_slopes < 0.05 for row in rows])
-    null = [compare(simulate(10_000 + seed, 60, 0, spread_a), robust=robust).loc[("a", "b"), "p"] for seed in range(2000)]
+    null = [
+        compare(simulate(10_000 + seed, 60, 0, spread_a), robust=robust).loc[("a", "b"), "p"] for seed in range(2000)
+    ]
     false = np.mean(np.array(null) < 0.05)
     print(f"robust {robust}, spread {spread_a}: coverage {covered:.3f}, false {false:.3f}, slopes {slopes:.3f}")
     assert 0.93 <= covered <= 0.97
@@ -195,7 +199,9 @@ def test_adjusted_comparisons_keep_their_level_and_coverage(robust, spread_a):
 @pytest.mark.thorough
 def test_partial_correlations_keep_their_level_and_coverage():
     """4000 samples of 25 with a partial correlation of 0.5 and of 0, given two covariates."""
-    found = {rho: [partial(correlated(seed, rho), given=["icv", "sex"]).iloc[0] for seed in range(4000)] for rho in (0, 0.5)}
+    found = {
+        rho: [partial(correlated(seed, rho), given=["icv", "sex"]).iloc[0] for seed in range(4000)] for rho in (0, 0.5)
+    }
     covered = np.mean([row.r_low <= 0.5 <= row.r_high for row in found[0.5]])
     false = np.mean([row.p < 0.05 for row in found[0]])
     print(f"partial: coverage {covered:.3f}, false {false:.3f}")

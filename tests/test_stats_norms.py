@@ -59,7 +59,9 @@ def test_the_spline_spans_what_the_natural_spline_of_patsy_spans():
     theirs = dmatrix("0 + cr(x, knots=inner, lower_bound=low, upper_bound=high)", {
         "x": x, "inner": knots[1:-1], "low": knots[0], "high": knots[-1]})  # fmt: skip
     ours = np.column_stack([np.ones(200), natural_spline(x, knots)])
-    np.testing.assert_allclose(OLS(y, ours).fit().fittedvalues, OLS(y, np.asarray(theirs)).fit().fittedvalues, atol=1e-8)
+    np.testing.assert_allclose(
+        OLS(y, ours).fit().fittedvalues, OLS(y, np.asarray(theirs)).fit().fittedvalues, atol=1e-8
+    )
 
 
 def test_a_constant_scale_is_that_of_ordinary_least_squares():

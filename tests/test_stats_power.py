@@ -63,7 +63,7 @@ def test_groups_without_a_comparison_keep_its_reason():
 
 @pytest.mark.parametrize("options", [{"power": [0.8, 1.0]}, {"power": [0.05]}, {"n_per_group": 2}])
 def test_impossible_studies_are_refused(options):
-    with pytest.raises(ResultsError, match="needed|needs"):
+    with pytest.raises(ResultsError, match=r"needed|needs"):
         plan(two_groups(), **options)
 
 

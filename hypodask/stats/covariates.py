@@ -93,7 +93,9 @@ def covariate_columns(ds: xr.Dataset, names: Sequence[str], counted: Bool[ndarra
         else:
             columns[name] = covariate_values(ds, name)[counted]
     varying = {name: values for name, values in columns.items() if not is_constant(values)}
-    return pd.DataFrame({name: (v - v.mean()) / v.std(ddof=1) for name, v in varying.items()}, index=range(counted.sum()))
+    return pd.DataFrame(
+        {name: (v - v.mean()) / v.std(ddof=1) for name, v in varying.items()}, index=range(counted.sum())
+    )
 
 
 def is_full_rank(design: Float[ndarray, "scan column"]) -> bool:

@@ -149,7 +149,9 @@ def compare_measured(
     labels = np.where(usable_scans(ds) & np.isfinite(values), group_labels(ds, by), "")
     means = {name: _group_mean(values[labels == name], relative[labels == name]) for name in names}
     rows = [
-        _describe(found[a], means[a], "a") | _describe(found[b], means[b], "b") | _difference(means[a], means[b])
+        _describe(found[a], means[a], "a")
+        | _describe(found[b], means[b], "b")
+        | _difference(means[a], means[b])
         | {"reason": _reason(found[a], means[a], found[b], means[b])}
         for a, b in pairs(names, reference)
     ]

@@ -250,9 +250,7 @@ def _unit_age(norms: Norms, age: Float[ndarray, " scan"]) -> Float[ndarray, " sc
     return (age - norms.age_low_years) / (norms.age_high_years - norms.age_low_years)
 
 
-def natural_spline(
-    x: Float[ndarray, " n"], knots: Float[ndarray, " knot"]
-) -> Float[ndarray, "n column"]:
+def natural_spline(x: Float[ndarray, " n"], knots: Float[ndarray, " knot"]) -> Float[ndarray, "n column"]:
     """Columns of a cubic spline that is straight beyond its outer knots; ``knots - 1`` of them, without the constant.
 
     References

@@ -138,7 +138,7 @@ def _by_session(scans: pd.DataFrame, sessions: list[str]) -> pd.DataFrame:
             f"{twice['participant'].iloc[0]!r} and {len(twice) - 1} others have two usable scans in one session: "
             "keep one of each, or name a coordinate as session= that tells them apart"
         )
-    wide = scans.pivot(index="participant", columns="session", values="value")
+    wide = scans.pivot_table(index="participant", columns="session", values="value")
     return wide.reindex(columns=sessions)
 
 
