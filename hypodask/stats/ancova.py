@@ -133,14 +133,15 @@ def _fit_groups(
 ) -> _GroupModel:
     counted = np.isin(labels, groups) if groups else np.zeros(len(labels), dtype=bool)
     columns = covariate_columns(ds, covariates, counted)
+    names = [str(name) for name in columns]
     members = (labels[counted, None] == np.array(groups, dtype=object)).astype(float)
     design, values = np.hstack([members, columns.to_numpy()]), y[counted]
     reason = _why_no_fit(design, values, robust) if len(groups) > 1 else ""
     if reason or len(groups) < 2:
-        return _GroupModel(groups, list(columns), None, {}, reason)
-    sloped = [name for name in columns if not is_category(ds, name.partition("=")[0])]
+        return _GroupModel(groups, names, None, {}, reason)
+    sloped = [name for name in names if not is_category(ds, name.partition("=")[0])]
     slopes = _slopes(design, values, members, columns[sloped].to_numpy(), robust)
-    return _GroupModel(groups, list(columns), _ols(values, design, robust), slopes, "")
+    return _GroupModel(groups, names, _ols(values, design, robust), slopes, "")
 
 
 def _ols(y: Float[ndarray, " scan"], design: Float[ndarray, "scan column"], robust: bool) -> Any:

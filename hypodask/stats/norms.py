@@ -12,7 +12,7 @@ to its scanner. Ages outside those of the reference have no norm.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -137,7 +137,7 @@ class Norms:
         return known[structure]
 
 
-def _tuples(found: dict[str, object]) -> dict[str, object]:
+def _tuples(found: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists only."""
     return {name: _tuple(value) for name, value in found.items()}
 

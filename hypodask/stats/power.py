@@ -6,7 +6,8 @@ as large as the one observed, or as either end of its interval, and the smallest
 find.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,8 +98,8 @@ def _check(power: Sequence[float], n_per_group: int | None) -> None:
         raise ResultsError(f"{n_per_group} per group, a test needs {FEWEST_SCANS}: name a larger study")
 
 
-def _plan(pair: dict[str, float], power: float, n_per_group: int | None) -> dict[str, object]:
-    row: dict[str, object] = {name: pair[name] for name in COLUMNS if name in pair} | {"power": power}
+def _plan(pair: Mapping[Hashable, Any], power: float, n_per_group: int | None) -> dict[str, object]:
+    row: dict[str, object] = {"power": power, **{name: pair[name] for name in COLUMNS if name in pair}}
     if np.isnan(pair["hedges_g"]):
         return row
     near, far = _ends(pair["hedges_g_low"], pair["hedges_g_high"])
@@ -119,7 +120,7 @@ def _ends(low: float, high: float) -> tuple[float, float]:
     return near, max(abs(low), abs(high))
 
 
-def _pooled_sd(pair: dict[str, float]) -> float:
+def _pooled_sd(pair: Mapping[Hashable, Any]) -> float:
     a, b = pair["n_a"] - 1, pair["n_b"] - 1
     return float(np.sqrt((a * pair["sd_a"] ** 2 + b * pair["sd_b"] ** 2) / (a + b)))
 
