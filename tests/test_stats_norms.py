@@ -243,10 +243,10 @@ def smooth_people(seed, n):
 @pytest.mark.thorough
 @pytest.mark.parametrize("n", [150, 1000])
 def test_intervals_of_z_and_centiles_cover_the_truth(n):
-    """500 references: intervals of z of 200 new people, and of three centiles at four ages; 93 to 97 %."""
+    """200 references: intervals of z of 200 new people, and of three centiles at four ages; 93 to 97 %."""
     new, truth = smooth_people(99, 200)
     of_z, of_curve = [], []
-    for seed in range(500):
+    for seed in range(200):
         norms = stats.fit_norms(smooth_people(1000 + seed, n)[0])
         found = stats.apply_norms(new, norms).sel(structure="hypothalamus")
         within = found.norm_reason.to_numpy() == ""
@@ -260,10 +260,10 @@ def test_intervals_of_z_and_centiles_cover_the_truth(n):
 @pytest.mark.thorough
 @pytest.mark.parametrize("controls", [4, 10, 30])
 def test_intervals_at_a_new_site_cover_the_truth(controls):
-    """1000 sites, drawn as the priors say, each with few controls: intervals of z of 50 others, 93 to 97 %."""
-    norms = stats.fit_norms(people(0, 5000)[0])
+    """400 sites, drawn as the priors say, each with few controls: intervals of z of 50 others, 93 to 97 %."""
+    norms = stats.fit_norms(people(0, 3000)[0])
     covered = []
-    for seed in range(1000):
+    for seed in range(400):
         rng = np.random.default_rng(seed)
         shift, scale = rng.normal(0, 1), np.exp(rng.normal(0, 0.2))
         site, truth = people(10_000 + seed, controls + 50, shift=shift, scale=scale)

@@ -147,11 +147,11 @@ def compare_measured(
     found = samples(ds.assign({variable: ("scan", values)}), variable, structure=None, by=by)
     names = group_names(np.array(list(found), dtype=object), reference)
     labels = np.where(usable_scans(ds) & np.isfinite(values), group_labels(ds, by), "")
-    means = {name: _group_mean(values[labels == name], relative[labels == name]) for name in names}
+    means = {name: group_mean(values[labels == name], relative[labels == name]) for name in names}
     rows = [
         _describe(found[a], means[a], "a")
         | _describe(found[b], means[b], "b")
-        | _difference(means[a], means[b])
+        | difference_of_means(means[a], means[b])
         | {"reason": _reason(found[a], means[a], found[b], means[b])}
         for a, b in pairs(names, reference)
     ]
@@ -184,7 +184,8 @@ def _log_sd(ds: xr.Dataset, structure: str) -> Float[ndarray, " scan"]:
     return np.log(ratio) / (2 * stats.norm.ppf(1 - ALPHA / 2))
 
 
-def _group_mean(values: Float[ndarray, " n"], relative: Float[ndarray, " n"]) -> WeightedMean | None:
+def group_mean(values: Float[ndarray, " n"], relative: Float[ndarray, " n"]) -> WeightedMean | None:
+    """Mean of a group from relative errors; None for fewer than three scans or a constant."""
     if len(values) < FEWEST_SCANS or is_constant(values):
         return None
     # Relative to the mean of the group: relative to each volume, a small one would have a small error and count more.
@@ -202,7 +203,8 @@ def _describe(sample: Sample, found: WeightedMean | None, side: str) -> dict[str
     return row | {f"reliability_{side}": found.reliability}
 
 
-def _difference(a: WeightedMean | None, b: WeightedMean | None) -> dict[str, float]:
+def difference_of_means(a: WeightedMean | None, b: WeightedMean | None) -> dict[str, float]:
+    """Difference with interval, percent of b, ``t, df, p``; empty where there is no mean."""
     if a is None or b is None:
         return {}
     difference, error2 = a.mean - b.mean, a.error**2 + b.error**2
