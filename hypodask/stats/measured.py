@@ -3,8 +3,12 @@
 Every volume is known to within ``volume_low_mm3`` and ``volume_high_mm3``. How much a group varies is then two
 things: how much people differ, which is estimated, and how well each was measured, which is known. As in a
 meta-analysis with random effects a volume counts by the inverse of the sum of both variances, so that a poor scan
-counts less and none has to be thrown away. The standard error is that of Hartung and Knapp, which looks at how the
-volumes do spread: it stays right where the intervals are too narrow or too wide.
+counts less and none has to be thrown away. The standard error is that of Knapp and Hartung with Student's t, and never
+below what the errors of measurement leave. With fewer than about ten scans a group, of very unequal quality, the
+weights are themselves unsure, and differences are found somewhat too often.
+
+Intervals that are too narrow do no harm to the level. Where they are too wide for the spread of the volumes,
+``between_sd`` is 0 and the weights trust the best scans too much: then use Welch's test of ``compare_groups``.
 
 The uncertainties are taken as independent between scans. An error that all scans share, such as a bias of the
 network, is in no interval of a difference.
@@ -38,7 +42,7 @@ class WeightedMean:
     n: int
     mean: float
     error: float
-    """Standard error of the mean, of Hartung and Knapp, with ``n - 1`` degrees of freedom."""
+    """Standard error of the mean, of Knapp and Hartung, with ``n - 1`` degrees of freedom."""
     between_sd: float
     """How much people differ; 0 where the errors of measurement explain the whole spread."""
     measured_sd: float
@@ -62,8 +66,8 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
 
     References
     ----------
-    Paule & Mandel, Journal of Research of the National Bureau of Standards 1982 (variance between people); Hartung &
-    Knapp, Statistics in Medicine 2001 (standard error).
+    Paule & Mandel, Journal of Research of the National Bureau of Standards 1982 (variance between people); Knapp &
+    Hartung, Statistics in Medicine 2003 (standard error).
 
     Examples
     --------
@@ -75,7 +79,8 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
     weights = 1 / (between + errors**2)
     mean = float((weights * values).sum() / weights.sum())
     spread = float((weights * (values - mean) ** 2).sum() / (len(values) - 1))
-    error = float(np.sqrt(spread / weights.sum()))
+    # A spread below that of the errors is chance, or their intervals are too wide: it must not make the mean surer.
+    error = float(np.sqrt(max(spread, 1.0) / weights.sum()))
     return WeightedMean(len(values), mean, error, float(np.sqrt(between)), float(np.sqrt((errors**2).mean())))
 
 
