@@ -15,18 +15,27 @@ module                what is decided there
 ``permutation``       the same by permutation of the groups
 ``multiplicity``      adjustment for many comparisons
 ``associations``      a volume against age, disease duration and other covariates
+``covariates``        columns of a linear model: numbers, categories, the size of the head
+``ancova``            groups and associations adjusted for covariates
+``norms``             where a volume stands among people of its age, sex and size of the head
+``measured``          groups compared by volumes of which each has its own uncertainty
+``repeated``          several sessions: how well a volume repeats, how fast it changes
+``power``             how many scans the next study needs
 ``demographics``      who was scanned: Table 1
 ``published``         all of it in the order of the paper, in one call
 ====================  =====================================================================
 """
 
+from hypodask.stats.ancova import compare_adjusted, partial_correlate
 from hypodask.stats.associations import correlate
 from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.exclusions import check_exclusions, compare_exclusions
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.head_size import adjust_icv, compare_icv_adjustments, relate_to_icv
 from hypodask.stats.icv import normalize_icv
+from hypodask.stats.measured import compare_measured
 from hypodask.stats.multiplicity import adjust_p
+from hypodask.stats.norms import Norms, adapt_norms, apply_norms, centile_curves, check_norms, fit_norms
 from hypodask.stats.outliers import (
     exclude,
     find_far_outliers,
@@ -36,18 +45,28 @@ from hypodask.stats.outliers import (
     list_exclusions,
 )
 from hypodask.stats.permutation import permute_groups
+from hypodask.stats.power import plan_groups
 from hypodask.stats.published import PaperResult, paper
+from hypodask.stats.repeated import annual_change, repeatability
 from hypodask.stats.samples import summarize_groups
 
 __all__ = [
+    "Norms",
     "PaperResult",
+    "adapt_norms",
     "add_progression_slope",
     "adjust_icv",
     "adjust_p",
+    "annual_change",
+    "apply_norms",
+    "centile_curves",
     "check_exclusions",
+    "check_norms",
+    "compare_adjusted",
     "compare_exclusions",
     "compare_groups",
     "compare_icv_adjustments",
+    "compare_measured",
     "compare_summaries",
     "correlate",
     "demographics",
@@ -55,11 +74,15 @@ __all__ = [
     "find_far_outliers",
     "find_low_quality",
     "find_outliers",
+    "fit_norms",
     "iqr_fences",
     "list_exclusions",
     "normalize_icv",
     "paper",
+    "partial_correlate",
     "permute_groups",
+    "plan_groups",
     "relate_to_icv",
+    "repeatability",
     "summarize_groups",
 ]

@@ -89,13 +89,18 @@ def compare_groups(
     """
     found = samples(ds, variable, structure=structure, by=by)
     names = group_names(np.array(list(found), dtype=object), reference)
-    rows = [_compare(found[a], found[b]) for a, b in _pairs(names, reference)]
+    rows = [_compare(found[a], found[b]) for a, b in pairs(names, reference)]
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
     table.insert(COLUMNS.index("p_holm"), "p_holm", holm(table["p_recommended"].to_numpy(dtype=np.float64)))
     return table
 
 
-def _pairs(names: list[str], reference: str | None) -> list[tuple[str, str]]:
+def pairs(names: list[str], reference: str | None) -> list[tuple[str, str]]:
+    """Every pair of groups that is compared; ``names`` begin with the reference, where there is one.
+
+    >>> pairs(["control", "ALS", "PLS"], "control")
+    [('ALS', 'control'), ('PLS', 'control'), ('ALS', 'PLS')]
+    """
     if reference is None:
         return list(combinations(names, 2))
     others = names[1:]

@@ -1,0 +1,235 @@
+"""Groups compared by volumes of which each has its own uncertainty.
+
+Every volume is known to within ``volume_low_mm3`` and ``volume_high_mm3``. How much a group varies is then two
+things: how much people differ, which is estimated, and how well each was measured, which is known. As in a
+meta-analysis with random effects a volume counts by the inverse of the sum of both variances, so that a poor scan
+counts less and none has to be thrown away. The standard error is that of Knapp and Hartung with Student's t, and never
+below what the errors of measurement leave. With fewer than about ten scans a group, of very unequal quality, the
+weights are themselves unsure, and differences are found somewhat too often.
+
+Intervals that are too narrow do no harm to the level. Where they are too wide for the spread of the volumes,
+``between_sd`` is 0 and the weights trust the best scans too much: then use Welch's test of ``compare_groups``.
+
+The uncertainties are taken as independent between scans. An error that all scans share, such as a bias of the
+network, is in no interval of a difference.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats
+from scipy.optimize import brentq
+
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
+from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
+
+COLUMNS = (
+    *("group_a", "group_b", "n_a", "n_b", "mean_a", "mean_a_low", "mean_a_high", "mean_b", "mean_b_low", "mean_b_high"),
+    *("between_sd_a", "between_sd_b", "measured_sd_a", "measured_sd_b", "reliability_a", "reliability_b"),
+    *("difference", "difference_low", "difference_high", "percent", "t", "df", "p", "p_holm"),
+    *("missing_a", "missing_b", "excluded_a", "excluded_b", "reason"),
+)
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """Mean of values that vary between people and were measured with known errors."""
+
+    n: int
+    mean: float
+    error: float
+    """Standard error of the mean, of Knapp and Hartung, with ``n - 1`` degrees of freedom."""
+    between_sd: float
+    """How much people differ; 0 where the errors of measurement explain the whole spread."""
+    measured_sd: float
+    """Root mean square of the errors of measurement."""
+
+    @property
+    def reliability(self) -> float:
+        """Share of the variance that is between people, 0 to 1."""
+        return self.between_sd**2 / (self.between_sd**2 + self.measured_sd**2)
+
+
+def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) -> WeightedMean:
+    """Mean of a random-effects model.
+
+    Parameters
+    ----------
+    values
+        One per person, two or more of them that are not all the same.
+    errors
+        Standard deviation of each one's error of measurement, in the same unit, above 0.
+
+    References
+    ----------
+    Paule & Mandel, Journal of Research of the National Bureau of Standards 1982 (variance between people); Knapp &
+    Hartung, Statistics in Medicine 2003 (standard error).
+
+    Examples
+    --------
+    >>> found = weighted_mean(np.array([800.0, 900.0, 820.0, 860.0]), np.array([20.0, 90.0, 20.0, 20.0]))
+    >>> round(found.mean, 1), round(found.between_sd, 1)
+    (828.9, 19.6)
+    """
+    between = _between_variance(values, errors**2)
+    weights = 1 / (between + errors**2)
+    mean = float((weights * values).sum() / weights.sum())
+    spread = float((weights * (values - mean) ** 2).sum() / (len(values) - 1))
+    # A spread below that of the errors is chance, or their intervals are too wide: it must not make the mean surer.
+    error = float(np.sqrt(max(spread, 1.0) / weights.sum()))
+    return WeightedMean(len(values), mean, error, float(np.sqrt(between)), float(np.sqrt((errors**2).mean())))
+
+
+def _between_variance(values: Float[ndarray, " n"], known: Float[ndarray, " n"]) -> float:
+    """The variance between people at which the weighted squares are as large as their degrees of freedom."""
+
+    def excess(between: float) -> float:
+        weights = 1 / (between + known)
+        mean = (weights * values).sum() / weights.sum()
+        return float((weights * (values - mean) ** 2).sum() - (len(values) - 1))
+
+    if excess(0.0) <= 0:
+        return 0.0
+    # At the sum of squares itself no weighted square can reach n - 1.
+    return float(brentq(excess, 0.0, float(((values - values.mean()) ** 2).sum()), xtol=1e-12 * float(values.var())))
+
+
+def compare_measured(
+    ds: xr.Dataset,
+    variable: str = "volume_mm3",
+    *,
+    structure: str,
+    by: str = "group",
+    reference: str | None = None,
+) -> pd.DataFrame:
+    """Compare every pair of groups, with the uncertainty of each volume carried into the comparison.
+
+    Parameters
+    ----------
+    ds
+        Results with ``volume_low_mm3`` and ``volume_high_mm3``; scans that are failed, skipped, ``excluded`` or
+        without value, interval or group do not count.
+    variable
+        ``volume_mm3`` or ``normalized_volume_mm3``, whose uncertainty is that of the volume and of the ICV.
+    structure
+        Such as ``hypothalamus``.
+    by
+        Coordinate that holds the group.
+    reference
+        Name of the reference group, as in :func:`~hypodask.stats.compare_groups`.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair: weighted ``mean_a`` and ``mean_b`` with 95 % intervals; ``between_sd``, how much people
+        differ, ``measured_sd``, the error of measurement, and ``reliability``, the share of the variance that is
+        between people; ``difference`` with interval, ``percent`` of ``mean_b``, ``t, df`` (Satterthwaite), ``p`` and
+        ``p_holm``; ``missing`` (without an interval too) and ``excluded`` scans; ``reason`` why there is no result.
+
+    Raises
+    ------
+    ResultsError
+        If the variable, its intervals, the structure, the group column or the reference group is not there.
+
+    Examples
+    --------
+    >>> volume = np.array([[820.0], [790.0], [850.0], [905.0], [860.0], [880.0]])
+    >>> dims = ("scan", "structure")
+    >>> ds = xr.Dataset(
+    ...     {"volume_mm3": (dims, volume), "volume_low_mm3": (dims, volume / 1.1),
+    ...      "volume_high_mm3": (dims, volume * 1.1)},
+    ...     coords={"structure": ["hypothalamus"], "group": ("scan", ["PLS"] * 3 + ["control"] * 3)},
+    ... )
+    >>> compare_measured(ds, structure="hypothalamus").round(1)[["difference", "between_sd_a"]].values.tolist()
+    [[-61.7, 0.0]]
+    """
+    relative = relative_errors(ds, variable, structure)
+    values = np.where(np.isfinite(relative), values_of(ds, variable, structure), np.nan)
+    found = samples(ds.assign({variable: ("scan", values)}), variable, structure=None, by=by)
+    names = group_names(np.array(list(found), dtype=object), reference)
+    labels = np.where(usable_scans(ds) & np.isfinite(values), group_labels(ds, by), "")
+    means = {name: group_mean(values[labels == name], relative[labels == name]) for name in names}
+    rows = [
+        _describe(found[a], means[a], "a")
+        | _describe(found[b], means[b], "b")
+        | difference_of_means(means[a], means[b])
+        | {"reason": _reason(found[a], means[a], found[b], means[b])}
+        for a, b in pairs(names, reference)
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
+
+
+def relative_errors(ds: xr.Dataset, variable: str, structure: str) -> Float[ndarray, " scan"]:
+    """Standard deviation of the error of each volume relative to it; NaN where it has no interval.
+
+    Intervals are of the logarithm; a quotient by the ICV has the errors of both.
+
+    Examples
+    --------
+    >>> dims = ("scan", "structure")
+    >>> ds = xr.Dataset(
+    ...     {"volume_low_mm3": (dims, [[800 / 1.2]]), "volume_high_mm3": (dims, [[800 * 1.2]])},
+    ...     coords={"structure": ["hypothalamus"]},
+    ... )
+    >>> relative_errors(ds, "volume_mm3", "hypothalamus").round(3).tolist()
+    [0.093]
+    """
+    own = _log_sd(ds, structure)
+    return np.hypot(own, _log_sd(ds, "icv")) if variable == "normalized_volume_mm3" else own
+
+
+def _log_sd(ds: xr.Dataset, structure: str) -> Float[ndarray, " scan"]:
+    low, high = values_of(ds, "volume_low_mm3", structure), values_of(ds, "volume_high_mm3", structure)
+    ratio = np.divide(high, low, out=np.full(len(low), np.nan), where=(low > 0) & (high > low))
+    return np.log(ratio) / (2 * stats.norm.ppf(1 - ALPHA / 2))
+
+
+def group_mean(values: Float[ndarray, " n"], relative: Float[ndarray, " n"]) -> WeightedMean | None:
+    """Mean of a group from relative errors; None for fewer than three scans or a constant."""
+    if len(values) < FEWEST_SCANS or is_constant(values):
+        return None
+    # Relative to the mean of the group: relative to each volume, a small one would have a small error and count more.
+    return weighted_mean(values, relative * abs(values.mean()))
+
+
+def _describe(sample: Sample, found: WeightedMean | None, side: str) -> dict[str, object]:
+    row: dict[str, object] = {f"group_{side}": sample.group, f"n_{side}": sample.n}
+    row |= {f"missing_{side}": sample.missing, f"excluded_{side}": sample.excluded}
+    if found is None:
+        return row
+    reach = found.error * float(stats.t.ppf(1 - ALPHA / 2, found.n - 1))
+    row |= {f"mean_{side}": found.mean, f"mean_{side}_low": found.mean - reach, f"mean_{side}_high": found.mean + reach}
+    row |= {f"between_sd_{side}": found.between_sd, f"measured_sd_{side}": found.measured_sd}
+    return row | {f"reliability_{side}": found.reliability}
+
+
+def difference_of_means(a: WeightedMean | None, b: WeightedMean | None) -> dict[str, float]:
+    """Difference with interval, percent of b, ``t, df, p``; empty where there is no mean."""
+    if a is None or b is None:
+        return {}
+    difference, error2 = a.mean - b.mean, a.error**2 + b.error**2
+    df = error2**2 / (a.error**4 / (a.n - 1) + b.error**4 / (b.n - 1))
+    t, reach = difference / np.sqrt(error2), np.sqrt(error2) * stats.t.ppf(1 - ALPHA / 2, df)
+    row = {"difference": difference, "difference_low": difference - reach, "difference_high": difference + reach}
+    row |= {"percent": 100 * difference / b.mean if b.mean else np.nan, "t": t, "df": df}
+    return row | {"p": float(2 * stats.t.sf(abs(t), df))}
+
+
+def _reason(a: Sample, mean_a: WeightedMean | None, b: Sample, mean_b: WeightedMean | None) -> str:
+    notes = [
+        f"{s.group} has fewer than {FEWEST_SCANS} usable scans with an interval, or they are all the same"
+        for s, found in ((a, mean_a), (b, mean_b))
+        if found is None
+    ]
+    notes += [
+        f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
+        "keep one scan each"
+        for s in (a, b)
+        if s.repeated
+    ]
+    return "; ".join(notes)
