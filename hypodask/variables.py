@@ -61,6 +61,9 @@ RESULTS = (
 
 DERIVED = (
     _per_structure("normalized_volume_mm3", "Volume / ICV * mean ICV of the reference group (Kassubek 2025, eq. 1)."),
+    _per_structure("harmonized_volume_mm3", "volume_mm3 without the effects of the sites (ComBat)."),
+    _per_structure("harmonized_normalized_volume_mm3", "normalized_volume_mm3 without those effects (ComBat)."),
+    _text("harmonized_reason", "Why a scan, or which of its volumes, could not be harmonised."),
     Variable("outlier", ("scan", "structure"), "bool", "", "Outside [Q1 - 1.5 IQR, Q3 + 1.5 IQR] of its group."),
     Variable("excluded", ("scan",), "bool", "", "Outlier in hypothalamic volume or ICV, or not done."),
 )

@@ -12,11 +12,14 @@ module                what is decided there
 ``groups``            two groups against each other: differences, intervals, tests
 ``associations``      a volume against age, disease duration and other covariates
 ``demographics``      who was scanned: Table 1
+``moments``           sums of a site from which regressions follow
+``combat``            volumes of several sites on one scale
 ``published``         all of it in the order of the paper, in one call
 ====================  =====================================================================
 """
 
 from hypodask.stats.associations import correlate
+from hypodask.stats.combat import ComBat, apply_combat, fit_combat, harmonize
 from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.icv import normalize_icv
@@ -25,14 +28,18 @@ from hypodask.stats.published import PaperResult, paper
 from hypodask.stats.samples import summarize_groups
 
 __all__ = [
+    "ComBat",
     "PaperResult",
     "add_progression_slope",
+    "apply_combat",
     "compare_groups",
     "compare_summaries",
     "correlate",
     "demographics",
     "exclude",
     "find_outliers",
+    "fit_combat",
+    "harmonize",
     "iqr_fences",
     "list_exclusions",
     "normalize_icv",
