@@ -25,7 +25,9 @@ def make_data() -> tuple[pd.DataFrame, np.ndarray]:
     male = np.arange(n) * 7 % 5 < 2
     noise = np.sin(3.7 * i**1.3 + 1.9 * k) + 0.6 * np.cos(5.1 * i + 0.3 * k**2 * i)
     step = np.searchsorted(list(SITES), site)[:, None]
-    volumes = (400 + 90 * k) * (1 - 0.002 * age[:, None]) + 25 * male[:, None] + 30 * step * (1 + 0.2 * np.sin(k + step))
+    volumes = (
+        (400 + 90 * k) * (1 - 0.002 * age[:, None]) + 25 * male[:, None] + 30 * step * (1 + 0.2 * np.sin(k + step))
+    )
     return pd.DataFrame({"site": site, "age": age, "sex": np.where(male, "M", "F")}), volumes + (20 + 9 * step) * noise
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     """One result for each way to call it."""
     module = import_module("neuroCombat.neuroCombat")
 
-    np.int = int
+    vars(np)["int"] = int
     # The reference stops at a change of 1e-4; with less its numbers can be compared to more digits.
     module.it_sol.__defaults__ = (1e-13,)
     covariates, volumes = make_data()

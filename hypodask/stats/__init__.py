@@ -14,6 +14,8 @@ module                what is decided there
 ``demographics``      who was scanned: Table 1
 ``moments``           sums of a site from which regressions follow
 ``combat``            volumes of several sites on one scale
+``sites``             a difference at each site and over all sites
+``federated``         the same from sums, where the rows of persons stay at their site
 ``published``         all of it in the order of the paper, in one call
 ====================  =====================================================================
 """
@@ -21,18 +23,23 @@ module                what is decided there
 from hypodask.stats.associations import correlate
 from hypodask.stats.combat import ComBat, apply_combat, fit_combat, harmonize
 from hypodask.stats.demographics import add_progression_slope, demographics
+from hypodask.stats.federated import SiteSummary, pool_combat, pool_effects, pool_regression, summarize_site
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.icv import normalize_icv
 from hypodask.stats.outliers import exclude, find_outliers, iqr_fences, list_exclusions
 from hypodask.stats.published import PaperResult, paper
 from hypodask.stats.samples import summarize_groups
+from hypodask.stats.sites import combine_sites, compare_sites, leave_one_site_out, mixed_model
 
 __all__ = [
     "ComBat",
     "PaperResult",
+    "SiteSummary",
     "add_progression_slope",
     "apply_combat",
+    "combine_sites",
     "compare_groups",
+    "compare_sites",
     "compare_summaries",
     "correlate",
     "demographics",
@@ -41,8 +48,14 @@ __all__ = [
     "fit_combat",
     "harmonize",
     "iqr_fences",
+    "leave_one_site_out",
     "list_exclusions",
+    "mixed_model",
     "normalize_icv",
     "paper",
+    "pool_combat",
+    "pool_effects",
+    "pool_regression",
     "summarize_groups",
+    "summarize_site",
 ]

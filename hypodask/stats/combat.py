@@ -133,7 +133,7 @@ def read_document(text: str, schema: str, version: int) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError) as err:
         raise ResultsError(f"this is no document of the kind {schema!r}: {err}") from err
     if found != (schema, version):
-        raise ResultsError(f"found a document {found}, needed {(schema, version)}: make it with this version of hypodask")
+        raise ResultsError(f"found a document {found}, needed {(schema, version)}: make it anew with this hypodask")
     return dict(content)
 
 
@@ -195,10 +195,12 @@ def fit_combat(
     (('a', 'b'), True)
     """
     labels, known = group_labels(ds, site), tuple(read_covariate(_fitted(ds, on, by), name) for name in covariates)
-    x, y = encode(ds, known), _volumes(ds, variable)
-    counted = usable_scans(ds) & (labels != "") & np.isfinite(x).all(axis=1) & _is_in(ds, on, by)
+    x, y = encode(ds, known), volumes_of(ds, variable)
+    counted = usable_scans(ds) & (labels != "") & np.isfinite(x).all(axis=1) & is_in(ds, on, by)
     sites = tuple(group_names(labels[counted]))
-    moments = Moments.stack([moments_of(x[m], y[m]) for m in (counted & (labels == name) for name in sites)] or [moments_of(x[:0], y[:0])])
+    moments = Moments.stack(
+        [moments_of(x[m], y[m]) for m in (counted & (labels == name) for name in sites)] or [moments_of(x[:0], y[:0])]
+    )
     return combat_of(
         moments,
         sites=sites,
@@ -211,7 +213,8 @@ def fit_combat(
     )
 
 
-def _is_in(ds: xr.Dataset, on: str | None, by: str) -> Bool[ndarray, " scan"]:
+def is_in(ds: xr.Dataset, on: str | None, by: str) -> Bool[ndarray, " scan"]:
+    """Which scans are of a group; all of them if it is None."""
     if on is None:
         return np.ones(ds.sizes["scan"], dtype=bool)
     labels = group_labels(ds, by)
@@ -221,14 +224,23 @@ def _is_in(ds: xr.Dataset, on: str | None, by: str) -> Bool[ndarray, " scan"]:
 
 
 def _fitted(ds: xr.Dataset, on: str | None, by: str) -> xr.Dataset:
-    return ds if on is None else ds.isel(scan=_is_in(ds, on, by))
+    return ds if on is None else ds.isel(scan=is_in(ds, on, by))
 
 
-def _volumes(ds: xr.Dataset, variable: str) -> Float[ndarray, "scan structure"]:
+def volumes_of(
+    ds: xr.Dataset, variable: str, structures: Sequence[str] | None = None
+) -> Float[ndarray, "scan structure"]:
+    """Volumes of these structures, or of all; NaN where there is none."""
     require(ds, variable, "structure")
     if "structure" not in ds[variable].dims:
         raise ResultsError(f"{variable!r} has one value per scan, needed one per structure: name a volume")
-    values = ds[variable].transpose("scan", "structure").to_numpy().astype(np.float64)
+    array, known = ds[variable].transpose("scan", "structure"), ds["structure"].to_numpy().astype(str).tolist()
+    if structures is not None:
+        unknown = sorted(set(structures) - set(known))
+        if unknown:
+            raise ResultsError(f"no structure {unknown} in the results: choose among {known}")
+        array = array.isel(structure=[known.index(structure) for structure in structures])
+    values = array.to_numpy().astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -392,7 +404,9 @@ class SiteEstimates:
 
 def _site_estimates(kept: Moments, location: _Location, mean_only: bool) -> SiteEstimates:
     n = np.where((kept.n > 0) & np.isfinite(location.mean), kept.n, np.nan)
-    shift = np.where(np.isfinite(n), (kept.mean_y - (kept.mean_x * location.slopes).sum(axis=-1) - location.mean), np.nan)
+    shift = np.where(
+        np.isfinite(n), (kept.mean_y - (kept.mean_x * location.slopes).sum(axis=-1) - location.mean), np.nan
+    )
     squares = kept.residual(np.broadcast_to(location.slopes, kept.mean_x.shape)) / location.sd**2
     ratio = np.where(np.isfinite(n), 1.0, np.nan) if mean_only else squares / (n - 1)
     return SiteEstimates(n, shift / location.sd, ratio, squares)
@@ -480,20 +494,23 @@ def apply_combat(ds: xr.Dataset, model: ComBat) -> xr.Dataset:
     ResultsError
         If the variable, the site or a covariate is not there.
     """
-    y = _volumes(ds, model.variable)
+    y = volumes_of(ds, model.variable)
     present = ds["structure"].to_numpy().astype(str)
-    columns = pd.Index(model.structures).get_indexer(present)
+    columns = pd.Categorical(present, categories=model.structures).codes.tolist()
     x, labels = encode(ds, model.covariates), group_labels(ds, model.site)
-    rows = pd.Index(model.sites).get_indexer(labels)
+    rows = pd.Categorical(labels, categories=model.sites).codes
     harmonized = np.full_like(y, np.nan)
     for here, column in enumerate(columns):
         if column >= 0:
             harmonized[:, here] = _harmonize(model, y[:, here], x, rows, column)
     name = f"harmonized_{model.variable}"
     reasons = _reasons(model, labels, rows, x, present, np.isfinite(y) & done_scans(ds)[:, None])
-    described = {"description": VARIABLES["harmonized_reason"].description}
+    attrs = {"description": VARIABLES["harmonized_reason"].description}
     return ds.assign(
-        {name: (("scan", "structure"), harmonized, _attrs(ds, model)), "harmonized_reason": ("scan", reasons, described)}
+        {
+            name: (("scan", "structure"), harmonized, _attrs(ds, model)),
+            "harmonized_reason": ("scan", reasons, attrs),
+        }
     )
 
 
@@ -518,7 +535,12 @@ def _attrs(ds: xr.Dataset, model: ComBat) -> dict[str, object]:
 
 
 def _reasons(
-    model: ComBat, labels: ndarray, rows: ndarray, x: ndarray, present: ndarray, measured: Bool[ndarray, "scan structure"]
+    model: ComBat,
+    labels: ndarray,
+    rows: ndarray,
+    x: ndarray,
+    present: ndarray,
+    measured: Bool[ndarray, "scan structure"],
 ) -> ndarray:
     """One text per scan, empty where all that was measured is harmonised."""
     reasons = np.full(len(labels), "", dtype=object)

@@ -51,17 +51,17 @@ def is_category(ds: xr.Dataset, name: str) -> bool:
     return ds[name].dtype.kind in "OUST"
 
 
-def read_covariate(ds: xr.Dataset, name: str) -> Covariate:
-    """Numbers as they are, text as a category with its levels in alphabetical order.
+def read_covariate(ds: xr.Dataset, name: str, reference: str | None = None) -> Covariate:
+    """Numbers as they are, text as a category with its levels in alphabetical order, the reference first.
 
     Raises
     ------
     ResultsError
-        If there is no such coordinate, or it is text with a single level.
+        If there is no such coordinate, or it is text with a single level or without the reference.
     """
     if not is_category(ds, name):
         return Covariate(name)
-    levels = tuple(group_names(_categories(ds, name)))
+    levels = tuple(group_names(_categories(ds, name), reference))
     if len(levels) < 2:
         raise ResultsError(f"the covariate {name!r} has the levels {list(levels)}, needed two: leave it out")
     return Covariate(name, levels)
@@ -173,3 +173,49 @@ def inverse(xx: Float[ndarray, "... column column"]) -> Float[ndarray, "... colu
     scale = np.sqrt(np.diagonal(xx, axis1=-2, axis2=-1))
     outer = scale[..., None] * scale[..., None, :]
     return np.linalg.inv(xx / outer) / outer
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """Slopes of one regression with an intercept, NaN for a column that does not vary."""
+
+    slopes: Float[ndarray, " column"]
+    errors: Float[ndarray, " column"]
+    """Standard errors."""
+    df: float
+    """Residual degrees of freedom."""
+    residual_sd: float
+    reason: str
+    """Why there are no slopes, else empty."""
+
+
+def regress(moments: Moments, site: int, structure: int, *, intercepts: int = 1) -> Regression:
+    """Least squares on the moments of one site and structure.
+
+    Columns that do not vary, such as the sex at a site with women only, take no part.
+
+    Parameters
+    ----------
+    moments, site, structure
+        Which moments; ``moments.within()`` for a regression with an intercept for each site.
+    intercepts
+        How many intercepts the moments are about.
+    """
+    n, mean_y = float(moments.n[site, structure]), float(moments.mean_y[site, structure])
+    xx, xy, yy = moments.xx[site, structure], moments.xy[site, structure], float(moments.yy[site, structure])
+    used = np.diagonal(xx) > 1e-20 * n * (moments.mean_x[site, structure] ** 2 + 1e-300)
+    df = n - intercepts - used.sum()
+    nothing = np.full(len(xy), np.nan)
+    if df < 1:
+        reason = f"{int(n)} usable scans, a regression with {int(used.sum())} covariates needs {int(n - df) + 1}"
+        return Regression(nothing, nothing, np.nan, np.nan, reason)
+    if is_singular(xx[np.ix_(used, used)]):
+        return Regression(nothing, nothing, np.nan, np.nan, "the covariates cannot be told apart")
+    inverted = inverse(xx[np.ix_(used, used)])
+    slopes, errors = nothing.copy(), nothing.copy()
+    slopes[used] = inverted @ xy[used]
+    left = yy - float(slopes[used] @ (2 * xy[used] - xx[np.ix_(used, used)] @ slopes[used]))
+    if not left > 1e-20 * n * (mean_y**2 + yy):
+        return Regression(nothing, nothing, np.nan, np.nan, "the values do not vary beyond the covariates")
+    errors[used] = np.sqrt(left / df * np.diagonal(inverted))
+    return Regression(slopes, errors, float(df), float(np.sqrt(left / df)), "")
