@@ -295,22 +295,24 @@ def _varies(moments: Moments) -> Bool[ndarray, "site structure"]:
 
 
 def _has_estimate(moments: Moments) -> Bool[ndarray, "site structure"]:
-    has: ndarray = (moments.n >= FEWEST_SCANS) & _varies(moments)
-    return has & (has.sum(axis=0) >= 2)
+    has: ndarray = np.logical_and(moments.n >= FEWEST_SCANS, _varies(moments))
+    return np.logical_and(has, has.sum(axis=0) >= 2)
 
 
 def _left_out(moments: Moments, sites: tuple[str, ...], structures: tuple[str, ...]) -> dict[str, str]:
-    enough, varies = moments.n >= FEWEST_SCANS, _varies(moments)
+    enough: ndarray = np.asarray(moments.n >= FEWEST_SCANS)
+    varies = _varies(moments)
     most = moments.n.max(axis=1, initial=0).astype(int)
     reasons = {
         site: f"{most[i]} scans at {site} could be used, an estimate needs {FEWEST_SCANS}"
         for i, site in enumerate(sites)
         if not enough[i].any()
     }
-    whole = (enough & varies).sum(axis=0) >= 2
+    cells: ndarray = np.logical_and(enough, varies)
+    whole: ndarray = np.asarray(cells.sum(axis=0) >= 2)
     for k in np.flatnonzero(~whole):
         reasons[structures[k]] = f"{structures[k]} varies in fewer than two sites with {FEWEST_SCANS} volumes"
-    for i, k in zip(*np.nonzero(~(enough & varies) & whole & enough.any(axis=1)[:, None]), strict=True):
+    for i, k in np.argwhere(~cells & whole & enough.any(axis=1)[:, None]):
         what = "does not vary" if enough[i, k] else f"has {int(moments.n[i, k])} volumes, needed {FEWEST_SCANS},"
         reasons[f"{sites[i]}: {structures[k]}"] = f"{structures[k]} {what} at {sites[i]}"
     return reasons
@@ -325,7 +327,7 @@ def _check(
     prior: Prior,
 ) -> None:
     """Raise an error where no model can be had."""
-    used = (kept.n > 0).any(axis=1)
+    used: ndarray = np.any(kept.n > 0, axis=1)
     if used.sum() < 2:
         raise ResultsError(
             f"{used.sum()} of the sites {list(sites)} have {FEWEST_SCANS} usable scans that vary, harmonisation needs "
@@ -336,7 +338,7 @@ def _check(
     if reference is not None and (reference not in sites or not used[sites.index(reference)]):
         known = [site for site, there in zip(sites, used, strict=True) if there]
         raise ResultsError(f"the reference site {reference!r} has no estimate: choose one of {known}")
-    if prior != "none" and ((kept.n > 0).sum(axis=1)[used] < 2).any():
+    if prior != "none" and np.any(np.count_nonzero(kept.n[used], axis=1) < 2):
         raise ResultsError(
             "a site has a single structure that could be used, and a prior is what structures have in common: "
             "give more structures, or say prior='none'"
@@ -418,7 +420,8 @@ def shrink(
     """Shift and variance ratio of each site, drawn towards what its structures have in common."""
     if prior == "none":
         return found.shift.copy(), found.variance_ratio.copy()
-    pairs = [_shrink_site(*row, prior, mean_only) for row in zip(*vars(found).values(), strict=True)]
+    columns = (found.n, found.shift, found.variance_ratio, found.squares)
+    pairs = [_shrink_site(*row, prior, mean_only) for row in zip(*columns, strict=True)]
     shift, ratio = (np.stack(values) for values in zip(*pairs, strict=True))
     return shift, ratio
 
@@ -496,9 +499,9 @@ def apply_combat(ds: xr.Dataset, model: ComBat) -> xr.Dataset:
     """
     y = volumes_of(ds, model.variable)
     present = ds["structure"].to_numpy().astype(str)
-    columns = pd.Categorical(present, categories=model.structures).codes.tolist()
+    columns = pd.Index(model.structures).get_indexer(pd.Index(present)).tolist()
     x, labels = encode(ds, model.covariates), group_labels(ds, model.site)
-    rows = pd.Categorical(labels, categories=model.sites).codes
+    rows = pd.Index(model.sites).get_indexer(pd.Index(labels))
     harmonized = np.full_like(y, np.nan)
     for here, column in enumerate(columns):
         if column >= 0:

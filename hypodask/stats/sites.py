@@ -122,7 +122,7 @@ def _few(counts: dict[str, int]) -> dict[str, object]:
     """No estimate from a site with hardly anyone in a group."""
     few = [
         f"{name} has {n} usable scans, a test needs {FEWEST_SCANS}" for name, n in counts.items() if n < FEWEST_SCANS
-    ]  # type: ignore[operator]
+    ]
     return {**_nothing(), "reason": "; ".join(few)} if few else {}
 
 
