@@ -9,6 +9,7 @@ from test_stats_combat import dataset, simulate
 
 from hypodask import stats
 from hypodask.errors import ResultsError
+from hypodask.report.forest import forest_figure
 
 GROUPS = {"group": "PLS", "reference": "control", "structure": "part_0"}
 
@@ -199,3 +200,12 @@ def test_order_and_units_change_no_conclusion(random, unit):
     mixed = {"structure": "part_0", "covariates": ["group", "age"]}
     was, now = (stats.mixed_model(each, "volume_mm3", **mixed) for each in (ds, moved))
     np.testing.assert_allclose(now["z"], was["z"], rtol=1e-4)
+
+
+def test_the_forest_plot_has_a_point_for_each_site_with_an_estimate():
+    table = effects([-30.0, np.nan, -10], [10.0, np.nan, 9]).assign(n=[20, 2, 30])
+    table = table.assign(low=table["estimate"] - 2 * table["se"], high=table["estimate"] + 2 * table["se"])
+    axes = forest_figure(table, stats.combine_sites(table)).axes[0]
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "s"]
+    assert points == [-30, -10]
+    assert [text.get_text() for text in axes.get_yticklabels()][-1] == "all 2 sites"

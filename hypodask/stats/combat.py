@@ -312,7 +312,7 @@ def _left_out(moments: Moments, sites: tuple[str, ...], structures: tuple[str, .
     whole: ndarray = np.asarray(cells.sum(axis=0) >= 2)
     for k in np.flatnonzero(~whole):
         reasons[structures[k]] = f"{structures[k]} varies in fewer than two sites with {FEWEST_SCANS} volumes"
-    for i, k in np.argwhere(~cells & whole & enough.any(axis=1)[:, None]):
+    for i, k in np.argwhere(~cells & whole & enough.any(axis=1, keepdims=True)):
         what = "does not vary" if enough[i, k] else f"has {int(moments.n[i, k])} volumes, needed {FEWEST_SCANS},"
         reasons[f"{sites[i]}: {structures[k]}"] = f"{structures[k]} {what} at {sites[i]}"
     return reasons
