@@ -29,10 +29,11 @@ def forest_figure(effects: pd.DataFrame, combined: pd.DataFrame, *, label: str =
     figure = Figure(figsize=(6.0, 1.4 + 0.28 * (rows + 1)), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color="#999999", linewidth=0.8, zorder=1)
-    for position, row in zip(range(rows, 0, -1), effects.itertuples(), strict=True):
-        if np.isfinite(row.estimate):
-            axes.plot([row.low, row.high], [position, position], color=INK, linewidth=1.1, zorder=2)
-            axes.plot(row.estimate, position, marker="s", markersize=5, color=COLOURS[0], zorder=3)
+    numbers = effects[["estimate", "low", "high"]].to_numpy(dtype=np.float64)
+    for position, (estimate, low, high) in zip(range(rows, 0, -1), numbers, strict=True):
+        if np.isfinite(estimate):
+            axes.plot([low, high], [position, position], color=INK, linewidth=1.1, zorder=2)
+            axes.plot(estimate, position, marker="s", markersize=5, color=COLOURS[0], zorder=3)
     overall = combined.iloc[0]
     if np.isfinite(overall["estimate"]):
         axes.plot(overall[["prediction_low", "prediction_high"]].to_numpy(dtype=float), [0, 0], color=INK, linewidth=1)
