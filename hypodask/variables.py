@@ -62,6 +62,9 @@ RESULTS = (
 DERIVED = (
     _per_structure("normalized_volume_mm3", "Volume / ICV * mean ICV of the reference group (Kassubek 2025, eq. 1)."),
     _per_structure("adjusted_volume_mm3", "Volume adjusted to the mean ICV of the reference group by another method."),
+    _per_structure("harmonized_volume_mm3", "volume_mm3 without the effects of the sites (ComBat)."),
+    _per_structure("harmonized_normalized_volume_mm3", "normalized_volume_mm3 without those effects (ComBat)."),
+    _text("harmonized_reason", "Why a scan, or which of its volumes, could not be harmonised."),
     Variable(
         "outlier", ("scan", "structure"), "bool", "", "Outside the limits of a rule, by default 1.5 IQR of a group."
     ),

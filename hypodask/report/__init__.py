@@ -12,6 +12,7 @@ module                what it makes
 """
 
 from hypodask.report.figures import group_figure
+from hypodask.report.forest import forest_figure
 from hypodask.report.page import render, write, write_report
 from hypodask.report.pictures import Pictures, read_pictures
 from hypodask.report.slices import Plane, Slices, plane_figure, slice_figure
@@ -20,6 +21,7 @@ __all__ = [
     "Pictures",
     "Plane",
     "Slices",
+    "forest_figure",
     "group_figure",
     "plane_figure",
     "read_pictures",

@@ -22,14 +22,20 @@ module                what is decided there
 ``repeated``          several sessions: how well a volume repeats, how fast it changes
 ``power``             how many scans the next study needs
 ``demographics``      who was scanned: Table 1
+``moments``           sums of a site from which regressions follow
+``combat``            volumes of several sites on one scale
+``sites``             a difference at each site and over all sites
+``federated``         the same from sums, where the rows of persons stay at their site
 ``published``         all of it in the order of the paper, in one call
 ====================  =====================================================================
 """
 
 from hypodask.stats.ancova import compare_adjusted, partial_correlate
 from hypodask.stats.associations import correlate
+from hypodask.stats.combat import ComBat, apply_combat, fit_combat, harmonize
 from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.exclusions import check_exclusions, compare_exclusions
+from hypodask.stats.federated import SiteSummary, pool_combat, pool_effects, pool_regression, summarize_site
 from hypodask.stats.groups import compare_groups, compare_summaries
 from hypodask.stats.head_size import adjust_icv, compare_icv_adjustments, relate_to_icv
 from hypodask.stats.icv import normalize_icv
@@ -49,24 +55,30 @@ from hypodask.stats.power import plan_groups
 from hypodask.stats.published import PaperResult, paper
 from hypodask.stats.repeated import annual_change, repeatability
 from hypodask.stats.samples import summarize_groups
+from hypodask.stats.sites import combine_sites, compare_sites, leave_one_site_out, mixed_model
 
 __all__ = [
+    "ComBat",
     "Norms",
     "PaperResult",
+    "SiteSummary",
     "adapt_norms",
     "add_progression_slope",
     "adjust_icv",
     "adjust_p",
     "annual_change",
+    "apply_combat",
     "apply_norms",
     "centile_curves",
     "check_exclusions",
     "check_norms",
+    "combine_sites",
     "compare_adjusted",
     "compare_exclusions",
     "compare_groups",
     "compare_icv_adjustments",
     "compare_measured",
+    "compare_sites",
     "compare_summaries",
     "correlate",
     "demographics",
@@ -74,15 +86,23 @@ __all__ = [
     "find_far_outliers",
     "find_low_quality",
     "find_outliers",
+    "fit_combat",
     "fit_norms",
+    "harmonize",
     "iqr_fences",
+    "leave_one_site_out",
     "list_exclusions",
+    "mixed_model",
     "normalize_icv",
     "paper",
     "partial_correlate",
     "permute_groups",
     "plan_groups",
+    "pool_combat",
+    "pool_effects",
+    "pool_regression",
     "relate_to_icv",
     "repeatability",
     "summarize_groups",
+    "summarize_site",
 ]

@@ -42,7 +42,7 @@ class WeightedMean:
     n: int
     mean: float
     error: float
-    """Standard error of the mean, of Knapp and Hartung, with ``n - 1`` degrees of freedom."""
+    """Standard error of the mean, with ``n - 1`` degrees of freedom."""
     between_sd: float
     """How much people differ; 0 where the errors of measurement explain the whole spread."""
     measured_sd: float
@@ -67,7 +67,8 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
     References
     ----------
     Paule & Mandel, Journal of Research of the National Bureau of Standards 1982 (variance between people); Knapp &
-    Hartung, Statistics in Medicine 2003 (standard error).
+    Hartung, Statistics in Medicine 2003 (standard error), or where it is larger that of MacKinnon & White, Journal of
+    Econometrics 1985 (HC2), which holds also where the errors are not what they are said to be.
 
     Examples
     --------
@@ -80,8 +81,15 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
     mean = float((weights * values).sum() / weights.sum())
     spread = float((weights * (values - mean) ** 2).sum() / (len(values) - 1))
     # A spread below that of the errors is chance, or their intervals are too wide: it must not make the mean surer.
-    error = float(np.sqrt(max(spread, 1.0) / weights.sum()))
+    by_model = max(spread, 1.0) / float(weights.sum())
+    error = float(np.sqrt(max(by_model, _sandwich(values - mean, weights))))
     return WeightedMean(len(values), mean, error, float(np.sqrt(between)), float(np.sqrt((errors**2).mean())))
+
+
+def _sandwich(residuals: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> float:
+    """Variance of a weighted mean by what is left of each value, whatever the weights are right for."""
+    shares = weights / weights.sum()
+    return float((shares**2 * residuals**2 / (1 - shares)).sum())
 
 
 def _between_variance(values: Float[ndarray, " n"], known: Float[ndarray, " n"]) -> float:

@@ -34,6 +34,8 @@ def _cure(name: str) -> str:
         return "Run stats.normalize_icv(ds, reference=...) first."
     if name in ("outlier", "excluded"):
         return "Run stats.find_outliers(ds) first."
+    if name.startswith("harmonized_"):
+        return "Run stats.harmonize(ds, ...) first."
     return "Covariates come from the cohort's table (participants.tsv): add the column there, or name another one."
 
 

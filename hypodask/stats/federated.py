@@ -1,0 +1,348 @@
+"""Statistics over sites whose scans, and whose rows of persons, stay where they are.
+
+The exchange::
+
+    centre   says what is summed: variable, structures, covariates with their levels, and the group to fit on
+    site     SiteSummary = summarize_site(its results, ...)          -> one JSON document of means and sums
+    centre   pool_regression, pool_effects or pool_combat (summaries) <- all documents; results are those of pooled rows
+    site     apply_combat(its results, the model that the centre sent back as JSON)
+
+One document serves all three. ComBat's second round, in which sites send the variance of residuals about the pooled
+regression, is not needed: it follows from the squares and products that the first document has.
+
+Sums are less than rows, and no promise of anonymity: a site with few persons and many structures tells more of each
+of them. :data:`FEWEST_PERSONS` refuses the plain cases.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+
+from hypodask.errors import ResultsError
+from hypodask.stats.combat import ComBat, Prior, combat_of, is_in, read_document, volumes_of
+from hypodask.stats.moments import Covariate, Moments, encode, is_category, moments_of
+from hypodask.stats.samples import usable_scans
+from hypodask.stats.sites import EFFECT_COLUMNS, effect_at
+
+FEWEST_PERSONS = 10
+"""Smallest number that a summary may be about, also for each level of a category that a site has. A custom of
+statistical offices, not a measured limit."""
+
+SCHEMA = "hypodask.site_summary"
+VERSION = 1
+
+SEXES = ("female", "male")
+
+SUMS = ("mean_x", "mean_y", "xx", "xy", "yy")
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSummary:
+    """What a site sends: no value of a single person."""
+
+    site: str
+    variable: str
+    structures: tuple[str, ...]
+    covariates: tuple[Covariate, ...]
+    on: str
+    """Group that the scans are of, empty for all."""
+    n: int
+    """Scans that have all of it: structures and covariates."""
+    incomplete: int
+    """Usable scans that lack some of it, and are not in the sums."""
+    mean_x: Float[ndarray, " column"]
+    mean_y: Float[ndarray, " structure"]
+    """In the unit of the variable."""
+    xx: Float[ndarray, "column column"]
+    """Sums of products about the means, of covariates with covariates."""
+    xy: Float[ndarray, "structure column"]
+    """Of volumes with covariates."""
+    yy: Float[ndarray, " structure"]
+    """Of volumes with themselves."""
+
+    def to_json(self) -> str:
+        """The document to send; readable, so that who sends it can see what leaves."""
+        content = {name: value for name, value in vars(self).items() if name not in ("covariates", *SUMS)}
+        content["covariates"] = [asdict(covariate) for covariate in self.covariates]
+        content |= {name: getattr(self, name).tolist() for name in SUMS}
+        return json.dumps({"schema": SCHEMA, "version": VERSION, **content}, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read and check a document.
+
+        Raises
+        ------
+        ResultsError
+            If it is another kind or version of document, or its numbers cannot be sums of scans.
+        """
+        content = read_document(text, SCHEMA, VERSION)
+        try:
+            content["covariates"] = tuple(Covariate(c["name"], tuple(c["levels"])) for c in content["covariates"])
+            content["structures"] = tuple(map(str, content["structures"]))
+            columns = sum(len(covariate.columns) for covariate in content["covariates"])
+            for name, shape in _shapes(columns, len(content["structures"])).items():
+                content[name] = np.array(content[name], dtype=np.float64).reshape(shape)
+            summary = cls(**content)
+        except (TypeError, KeyError, ValueError) as err:
+            raise ResultsError(f"the summary of a site is damaged ({err}): have it made again") from err
+        summary._check_sums()
+        return summary
+
+    def _check_sums(self) -> None:
+        sound = isinstance(self.n, int) and self.n >= 1 and all(np.isfinite(getattr(self, name)).all() for name in SUMS)
+        if sound:
+            # All products of one structure and the covariates: squares of real scans make no negative eigenvalue.
+            tops = np.concatenate([np.broadcast_to(self.xx, (len(self.yy), *self.xx.shape)), self.xy[:, None]], axis=1)
+            sides = np.concatenate([self.xy, self.yy[:, None]], axis=1)[..., None]
+            whole = np.concatenate([tops, sides], axis=2)
+            scale = np.sqrt(np.maximum(np.diagonal(whole, axis1=1, axis2=2), np.finfo(float).tiny))
+            sound = np.linalg.eigvalsh(whole / scale[:, None] / scale[..., None]).min(initial=0) > -1e-6
+            sound = bool(sound and np.array_equal(self.xx, self.xx.T))
+        if not sound:
+            raise ResultsError(f"the sums of the site {self.site!r} cannot be those of scans: have them made again")
+
+    @property
+    def moments(self) -> Moments:
+        """The sums as the regressions take them."""
+        n = np.full(len(self.structures), float(self.n))
+        wide = [np.broadcast_to(values, (len(n), *values.shape)) for values in (self.mean_x, self.xx)]
+        parts = (n, wide[0], self.mean_y, wide[1], self.xy, self.yy)
+        return Moments(*(np.array(values, dtype=np.float64)[None] for values in parts))
+
+
+def _shapes(columns: int, structures: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "mean_x": (columns,),
+        "mean_y": (structures,),
+        "xx": (columns, columns),
+        "xy": (structures, columns),
+        "yy": (structures,),
+    }
+
+
+def summarize_site(
+    ds: xr.Dataset,
+    variable: str = "volume_mm3",
+    *,
+    name: str,
+    structures: Sequence[str],
+    covariates: Sequence[str] = ("age", "sex"),
+    levels: Mapping[str, Sequence[str]] | None = None,
+    on: str | None = None,
+    by: str = "group",
+    fewest: int = FEWEST_PERSONS,
+) -> SiteSummary:
+    """Sums of one site, to be sent to the centre; all sites must be asked alike.
+
+    Parameters
+    ----------
+    ds
+        Results of the site. Scans count that are usable and have every structure and covariate, so that no two sums
+        are over scans that differ by one person.
+    variable, structures
+        Such as ``volume_mm3`` of ``hypothalamus`` and ``icv``.
+    name
+        Of the site, as the column of sites has it.
+    covariates
+        Numbers, or categories.
+    levels
+        Levels of each category, the one to compare with first; ``sex`` is known. A scan of another level is
+        incomplete: ``{"group": ["control", "PLS"]}`` compares these two.
+    on, by
+        Group to sum, such as the controls, and the coordinate that holds it; None for all scans.
+    fewest
+        Smallest number of scans, and of scans of any level of a category, that may leave; a level may have none.
+
+    Raises
+    ------
+    ResultsError
+        If a column or structure is not there, a category has no levels, or the sums would be about fewer scans.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(
+    ...     {"volume_mm3": (("scan", "structure"), np.linspace(800, 900, 11)[:, None])},
+    ...     coords={"structure": ["hypothalamus"], "age": ("scan", np.arange(40, 51))},
+    ... )
+    >>> summary = summarize_site(ds, name="Ulm", structures=["hypothalamus"], covariates=["age"])
+    >>> summary.n, summary.mean_y.tolist()
+    (11, [850.0])
+    """
+    known = tuple(_covariate(ds, covariate, levels or {}) for covariate in covariates)
+    x, y = encode(ds, known), volumes_of(ds, variable, structures)
+    asked = usable_scans(ds) & is_in(ds, on, by)
+    counted = asked & np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
+    _refuse_few(x[counted], known, name, fewest)
+    moments = moments_of(x[counted], y[counted])
+    return SiteSummary(
+        site=name,
+        variable=variable,
+        structures=tuple(structures),
+        covariates=known,
+        on=on or "",
+        n=int(counted.sum()),
+        incomplete=int(asked.sum() - counted.sum()),
+        mean_x=moments.mean_x[0, 0],
+        mean_y=moments.mean_y[0],
+        # Rounding must not make it unequal to its transpose, which the reader checks.
+        xx=(moments.xx[0, 0] + moments.xx[0, 0].T) / 2,
+        xy=moments.xy[0],
+        yy=moments.yy[0],
+    )
+
+
+def _covariate(ds: xr.Dataset, name: str, levels: Mapping[str, Sequence[str]]) -> Covariate:
+    if not is_category(ds, name):
+        return Covariate(name)
+    chosen = tuple(levels.get(name, SEXES if name == "sex" else ()))
+    if len(chosen) < 2:
+        raise ResultsError(
+            f"{name!r} is a category whose levels every site must know: say levels={{{name!r}: [...]}}, two or more"
+        )
+    return Covariate(name, chosen)
+
+
+def _refuse_few(x: Float[ndarray, "scan column"], covariates: Sequence[Covariate], site: str, fewest: int) -> None:
+    if len(x) < fewest:
+        raise ResultsError(f"{site} has {len(x)} complete scans, and sums of fewer than {fewest} do not leave a site")
+    start = 0
+    for covariate in covariates:
+        coded = x[:, start : start + len(covariate.columns)]
+        start += len(covariate.columns)
+        if not covariate.levels:
+            continue
+        counts = [int((1 - coded.sum(axis=1)).sum().round()), *coded.sum(axis=0).astype(int).tolist()]
+        for level, count in zip(covariate.levels, counts, strict=True):
+            if 0 < count < fewest:
+                raise ResultsError(
+                    f"{site} has {count} complete scans with {covariate.name}={level}, and sums of fewer than {fewest} "
+                    "do not leave a site: leave the covariate out, or sum one group (on=...)"
+                )
+
+
+def _pool(summaries: Sequence[SiteSummary | str]) -> tuple[list[SiteSummary], Moments]:
+    """The summaries, read where they are text, in the order of their sites."""
+    read = [SiteSummary.from_json(each) if isinstance(each, str) else each for each in summaries]
+    read.sort(key=lambda summary: summary.site)
+    names = [summary.site for summary in read]
+    if len(set(names)) < max(len(names), 1):
+        raise ResultsError(f"summaries of the sites {names}: give one of each site")
+    for part in ("variable", "structures", "covariates", "on"):
+        asked = {getattr(summary, part) for summary in read}
+        if len(asked) > 1:
+            raise ResultsError(f"the sites summed different {part}, {sorted(map(str, asked))}: ask all of them alike")
+    return read, Moments.stack([summary.moments for summary in read])
+
+
+def pool_regression(summaries: Sequence[SiteSummary | str], *, site_effects: bool = True) -> pd.DataFrame:
+    """Regression of each structure on all covariates, as if the scans were in one place.
+
+    Parameters
+    ----------
+    summaries
+        Of :func:`summarize_site`, or their JSON.
+    site_effects
+        Whether each site has an intercept of its own, else there is one for all.
+
+    Returns
+    -------
+    DataFrame
+        One row per structure and ``term``: ``sites``, ``n``, ``estimate`` in the unit of the variable per unit of the
+        covariate, ``se``, 95 % interval, ``t, df, p``, and the ``reason`` where there is no estimate.
+
+    Raises
+    ------
+    ResultsError
+        If a document is damaged, a site is there twice or the sites were not asked alike.
+    """
+    read, moments = _pool(summaries)
+    together = moments.within() if site_effects else moments.together()
+    intercepts = len(read) if site_effects else 1
+    rows = [
+        {"structure": structure, "term": term, "sites": len(read)}
+        | effect_at(together, 0, row, column, intercepts=intercepts)
+        for row, structure in enumerate(read[0].structures)
+        for column, term in enumerate(_terms(read[0]))
+    ]
+    return pd.DataFrame(rows, columns=["structure", "term", "sites", *EFFECT_COLUMNS[1:]])
+
+
+def _terms(summary: SiteSummary) -> list[str]:
+    return [column for covariate in summary.covariates for column in covariate.columns]
+
+
+def pool_effects(summaries: Sequence[SiteSummary | str], *, term: str, structure: str) -> pd.DataFrame:
+    """Effect of one covariate at each site, adjusted for the others, for :func:`~hypodask.stats.combine_sites`.
+
+    Parameters
+    ----------
+    summaries
+        Of :func:`summarize_site`, or their JSON.
+    term
+        Such as ``age`` or ``group=PLS``.
+    structure
+        Such as ``hypothalamus``.
+
+    Returns
+    -------
+    DataFrame
+        One row per site: ``site, n, estimate, se, low, high, t, df, p, reason``.
+
+    Raises
+    ------
+    ResultsError
+        As :func:`pool_regression` does, or if there is no such term or structure.
+    """
+    read, moments = _pool(summaries)
+    terms, structures = _terms(read[0]), list(read[0].structures)
+    for asked, there in ((term, terms), (structure, structures)):
+        if asked not in there:
+            raise ResultsError(f"no {asked!r} in the summaries: choose one of {there}")
+    column, row = terms.index(term), structures.index(structure)
+    rows = [{"site": each.site} | effect_at(moments, at, row, column) for at, each in enumerate(read)]
+    return pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))
+
+
+def pool_combat(
+    summaries: Sequence[SiteSummary | str],
+    *,
+    site: str = "site",
+    reference: str | None = None,
+    prior: Prior = "parametric",
+    mean_only: bool = False,
+) -> ComBat:
+    """The model that :func:`~hypodask.stats.fit_combat` would fit on the scans of all sites; to be sent back to them.
+
+    Parameters
+    ----------
+    summaries
+        Of :func:`summarize_site`, or their JSON.
+    site
+        Coordinate that holds the site where the model is applied.
+    reference, prior, mean_only
+        As in :func:`~hypodask.stats.fit_combat`.
+
+    Raises
+    ------
+    ResultsError
+        As :func:`pool_regression` and :func:`~hypodask.stats.fit_combat` do.
+    """
+    read, moments = _pool(summaries)
+    return combat_of(
+        moments,
+        sites=tuple(summary.site for summary in read),
+        structures=read[0].structures,
+        covariates=read[0].covariates,
+        reference=reference,
+        prior=prior,
+        mean_only=mean_only,
+        names={"variable": read[0].variable, "site": site, "on": read[0].on},
+    )
