@@ -3,12 +3,9 @@
 Every volume is known to within ``volume_low_mm3`` and ``volume_high_mm3``. How much a group varies is then two
 things: how much people differ, which is estimated, and how well each was measured, which is known. As in a
 meta-analysis with random effects a volume counts by the inverse of the sum of both variances, so that a poor scan
-counts less and none has to be thrown away. The standard error is that of Knapp and Hartung with Student's t, and never
-below what the errors of measurement leave. With fewer than about ten scans a group, of very unequal quality, the
-weights are themselves unsure, and differences are found somewhat too often.
-
-Intervals that are too narrow do no harm to the level. Where they are too wide for the spread of the volumes,
-``between_sd`` is 0 and the weights trust the best scans too much: then use Welch's test of ``compare_groups``.
+counts less and none has to be thrown away. The standard error is that of Knapp and Hartung with Student's t, never
+below what the errors of measurement leave, nor below one that does not trust the weights: it holds also where the
+intervals are too narrow or too wide.
 
 The uncertainties are taken as independent between scans. An error that all scans share, such as a bias of the
 network, is in no interval of a difference.
