@@ -1,7 +1,7 @@
 """ComBat on many scans, and how often it finds a difference between groups that do not differ.
 
-    python benchmarks/sites.py            # time and memory at 50,888 scans x 20 structures x 30 sites
-    python benchmarks/sites.py --studies 2000
+    python -m benchmarks.sites            # time and memory at 50,888 scans x 20 structures x 30 sites
+    python -m benchmarks.sites --studies 2000
 
 Simulated volumes: sites with their own means and spreads, structures that go along with each other (r = 0.36).
 A study is 8 sites of 30; ``even`` has half patients at each, ``uneven`` from a tenth to nine tenths.
