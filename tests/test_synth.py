@@ -12,24 +12,27 @@ from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults, synth
 from hypodask.segmentation.synth import (
     AIR,
+    BONE,
     CORTEX,
-    DEPTH_MM,
     FLUID,
     NAMES,
     TISSUES,
+    brain_contracted,
     brain_size_varied,
     cavity,
     contrast,
     head_map,
     imaged,
     is_inside,
+    skull_moved,
     slab_drawer,
     stacked,
+    taken_apart,
     tissue_numbers,
     white_level,
 )
 
-WHITE, CSF, BONE, SKIN = 2, 24, 515, 511
+WHITE, CSF, SKULL, SKIN = 2, 24, 515, 511
 BOX = box_grid((24, 24, 24), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
 GEOMETRY = InputGeometry((2.0, 2.0, 2.0), BOX.shape, slices=3, slice_axis=1, intensity="head_median")
 STILL = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0)
@@ -41,7 +44,7 @@ def ball():
     grid = box_grid((48, 48, 48), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     places = np.stack(np.meshgrid(*[np.arange(48) - 23.5] * 3, indexing="ij"))
     radius = np.linalg.norm(places, axis=0)
-    labels = np.select([radius < 12, radius < 16, radius < 18, radius < 20], [WHITE, CSF, BONE, SKIN], 0)
+    labels = np.select([radius < 12, radius < 16, radius < 18, radius < 20], [WHITE, CSF, SKULL, SKIN], 0)
     return labels, Grid(grid.shape, grid.space_from_vox, "scanner")
 
 
@@ -54,7 +57,8 @@ def unmoved(monkeypatch):
 @pytest.fixture
 def plain(unmoved, monkeypatch):
     """A brain of its own size in a whole head, with nothing but contrast and point spread."""
-    for name in ("RANDOM_CONTRAST", "RANDOM_OUTSIDE", "STRIPPED", "SHRUNKEN", "SWOLLEN", "NOISE", "BIAS", "GAIN"):
+    unvaried = ("STRIPPED", "SHRUNKEN", "SWOLLEN", "CONTRACTED", "SKULL_MOVED")
+    for name in ("RANDOM_CONTRAST", "RANDOM_OUTSIDE", *unvaried, "NOISE", "BIAS", "GAIN"):
         monkeypatch.setattr(synth, name, 0.0)
     for name in ("CUT", "DEFACED", "GHOST", "THICK"):
         monkeypatch.setattr(faults, name, 0.0)
@@ -91,9 +95,10 @@ def test_a_stored_map_knows_tissue_depth_and_place(ball):
     labels, grid = ball
     stored = head_map(labels, grid, np.eye(4), BOX)
     i, j, k = np.rint(stored.vox_from_acpc[:3, :3] @ [0.5, 0.5, 0.5] + stored.vox_from_acpc[:3, 3]).astype(int)
-    tissue, depth = divmod(int(stored.codes[i, j, k]), 256)
+    tissue, depth, border = taken_apart(int(stored.codes[i, j, k]))
     assert NAMES[tissue] == "white"
-    assert depth * DEPTH_MM == pytest.approx(12, abs=1)
+    assert depth == pytest.approx(12, abs=1)
+    assert border == pytest.approx(16, abs=1)
     assert stored.shares.sum() == pytest.approx(1)
     assert stored.shares[NAMES.index("skin")] == pytest.approx((labels == SKIN).mean(), rel=0.25)
 
@@ -102,7 +107,7 @@ def test_holes_of_a_stored_map_are_fluid_and_islands_are_air(ball):
     labels = ball[0].copy()
     labels[24, 24, 24], labels[4, 24, 24] = 0, CSF
     stored = head_map(labels, ball[1], np.eye(4), BOX)
-    tissues = stored.codes // 256
+    tissues, _, _ = taken_apart(stored.codes)
     assert stored.codes.shape == (40, 40, 40)
     assert tissues[20, 20, 20] == FLUID
     assert (tissues[0] != FLUID).all()
@@ -127,14 +132,14 @@ def test_all_slices_of_a_head_add_up_to_its_cavity(ball, plain):
         y, x, z = (np.asarray(axis) for axis in samples)
         points = jnp.stack([jnp.asarray(axis) for axis in np.meshgrid(y, x, z, indexing="ij")])[jnp.array([1, 0, 2])]
         vox = points + jnp.asarray(heads.vox_from_acpc[0, :3, 3])[:, None, None, None]
-        inside = is_inside(synth._looked_up(heads, jnp.asarray(0), vox) // 256)
+        inside = is_inside(synth._looked_up(heads, jnp.asarray(0), vox) >> 16)
         total += float(synth._truth(inside, BOX)[..., 1].sum()) * 8
     assert total == pytest.approx(((labels == WHITE) | (labels == CSF)).sum(), rel=1e-4)
 
 
 def test_atrophy_turns_the_surface_of_the_brain_to_fluid_and_swelling_the_fluid_near_it_to_cortex(monkeypatch):
     white = NAMES.index("white")
-    tissues = jnp.array([white, white, FLUID, FLUID, AIR, NAMES.index("bone")])
+    tissues = jnp.array([white, white, FLUID, FLUID, AIR, BONE])
     depths = jnp.array([0.0, 9.0, 0.0, 9.0, 0.0, 0.0])
     monkeypatch.setattr(synth, "SWOLLEN", 0.0)
     monkeypatch.setattr(synth, "SHRUNKEN", 1.0)
@@ -144,6 +149,42 @@ def test_atrophy_turns_the_surface_of_the_brain_to_fluid_and_swelling_the_fluid_
     monkeypatch.setattr(synth, "SHRUNKEN", 0.0)
     swollen = brain_size_varied(jax.random.key(1), tissues, depths)
     assert swollen.tolist() == [white, white, CORTEX, *tissues[3:].tolist()]
+
+
+def test_a_brain_that_draws_back_leaves_fluid_and_the_border_of_the_cavity_where_it_was(ball, monkeypatch):
+    monkeypatch.setattr(synth, "CONTRACTED", 1.0)
+    heads = stacked([head_map(*ball, np.eye(4), BOX)])
+    points = jnp.stack(jnp.meshgrid(*[jnp.arange(-20.0, 21.0)] * 3, indexing="ij"))
+
+    def codes_at(points):
+        return synth._looked_up(
+            heads, jnp.asarray(0), points + jnp.asarray(heads.vox_from_acpc[0, :3, 3])[:, None, None, None]
+        )
+
+    before, _, border = taken_apart(codes_at(points))
+    after, _, border_after = taken_apart(brain_contracted(jax.random.key(0), codes_at, points))
+    np.testing.assert_array_equal(is_inside(after), is_inside(before))
+    np.testing.assert_array_equal(border_after, border)
+    brain_left = float(((after != FLUID) & is_inside(after)).sum() / ((before != FLUID) & is_inside(before)).sum())
+    assert synth.SMALLEST_BRAIN - 0.02 < brain_left < 0.98
+
+
+def test_a_skull_moves_through_fluid_and_what_lies_outside_but_no_brain(monkeypatch):
+    monkeypatch.setattr(synth, "SKULL_MOVED", 1.0)
+    white = NAMES.index("white")
+    line = jnp.array([white, FLUID, FLUID, FLUID, BONE, BONE, BONE, BONE])
+    depth, border = jnp.array([1.0, 1, 2, 3, 4, 5, 6, 7]), jnp.array([4.0, 3, 2, 1, 1, 2, 3, 4])
+    widths = set()
+    for key in jax.random.split(jax.random.key(0), 30):
+        shape = (1, 1, 8)
+        moved = skull_moved(key, *(part.reshape(shape) for part in (line, depth, border)))[0, 0].tolist()
+        inside = [tissue != BONE for tissue in moved]
+        # Brain and what lies within 1.5 mm of it stay, and the cavity is in one piece.
+        assert moved[:2] == [white, FLUID]
+        assert inside == sorted(inside, reverse=True)
+        widths.add(sum(inside))
+    assert {2, 3} & widths
+    assert max(widths) > 5
 
 
 def test_t1_weighted_contrasts_keep_their_ranges_and_others_do_not():

@@ -25,22 +25,24 @@ from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
 from hypodask.resample import resample
 from hypodask.scan import Scan
-from hypodask.segmentation.losses import segmentation_loss
+from hypodask.segmentation.losses import cross_entropy
 from hypodask.segmentation.predict import ShippedNetwork, input_grid
 from hypodask.segmentation.synth import HeadMap, cavity, contrast, head_map, slab_drawer, stacked, tissue_numbers
 
 log = logging.getLogger(__name__)
 
+ICV_BOX = head_grid(1.0)
+
 ICV_GEOMETRY = InputGeometry(
-    spacing_mm=(2.0, 2.0, 2.0),
-    shape=head_grid(2.0).shape,
+    spacing_mm=(1.0, 2.0, 1.0),
+    shape=(ICV_BOX.shape[0], ICV_BOX.shape[1] // 2, ICV_BOX.shape[2]),
     slices=5,
     slice_axis=1,
     intensity="head_median",
-    centre_mm=tuple(head_grid(2.0).centre_mm.tolist()),
+    centre_mm=tuple(ICV_BOX.centre_mm.tolist()),
 )
 
-ICV_NETWORK = UNetConfig(in_channels=5, out_channels=2, widths=(16, 32, 64, 96))
+ICV_NETWORK = UNetConfig(in_channels=5, out_channels=2, widths=(16, 32, 64, 96), space_to_depth=2)
 
 ICV_VARIATION = Variation(turn_deg=6, shift_mm=4, size=0.07, warp_mm=3, warp_spacing_mm=30, local_size=0)
 """Errors of the alignment, and other shapes of heads; contrast and noise are those of ``synth``."""
@@ -58,7 +60,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...])
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
     schedule = Schedule(steps=steps, heads=BATCH, slices=1)
-    model = learn(drawn, segmentation_loss, ICV_NETWORK, schedule, checkpoint=run / "checkpoint")
+    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint")
     card = partial(icv_card, len(maps), steps)
     network = ShippedNetwork((model,), card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])

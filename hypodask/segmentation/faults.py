@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 
 FWHM_TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
 
-SHARPEST_MM, BLUNTEST_MM = 1.0, 2.8
-"""Full width at half maximum of the point spread along every axis. Resampling a 1 mm scan onto 2 mm voxels
-(``resample.low_pass``, then trilinear) has 1.8 to 2.6 mm."""
+SHARPEST_MM, BLUNTEST_MM = 0.8, 2.2
+"""Full width at half maximum of the point spread along every axis: that of scans of about 1 mm, and trilinear
+resampling."""
 
 THICK, THICKEST_MM = 0.3, 5.0
 """Share of the images with thick slices along one axis, and how thick those may be."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Float32, Int, Integer, PRNGKeyArray, UInt16
+from jaxtyping import Bool, Float, Float32, Int, Integer, PRNGKeyArray, UInt32
 from numpy import ndarray
 from scipy import ndimage
 
@@ -44,13 +44,13 @@ INSIDE = (
     Tissue("nuclei", (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58), 0.6, 0.9),
     Tissue("pallidum", (13, 52), 0.75, 1.0),
     Tissue("stem", (16, 28, 60), 0.8, 1.0),
-    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.05, 0.4),
+    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.08, 0.4),
     Tissue("rest", (), 0.1, 1.0),
 )
 """Tissues of the cranial cavity; the last takes every label below 500 that no other has."""
 
 OUTSIDE = (
-    Tissue("bone", (515,), 0.02, 0.35),
+    Tissue("bone", (515,), 0.02, 0.2),
     Tissue("marrow", (516,), 0.2, 1.3),
     Tissue("soft", (507,), 0.25, 1.2),
     Tissue("skin", (511,), 0.3, 1.6),
@@ -66,14 +66,14 @@ OUTSIDE = (
 AIR = 0
 TISSUES = (Tissue("air", (0,), 0.0, 0.0), *INSIDE, *OUTSIDE)
 NAMES = tuple(tissue.name for tissue in TISSUES)
-CORTEX, FLUID = NAMES.index("cortex"), NAMES.index("fluid")
+CORTEX, FLUID, BONE = NAMES.index("cortex"), NAMES.index("fluid"), NAMES.index("bone")
 LAST_INSIDE = len(INSIDE)
 """Number of the last tissue that lies in the cavity."""
 
-DEPTH_MM = 0.1
+DEPTH_MM, FAR = 0.1, 0xFFFF
 """Unit of the depths that are stored, which end at 25.5 mm."""
 
-RANDOM_CONTRAST, RANDOM_OUTSIDE = 0.12, 0.25
+RANDOM_CONTRAST, RANDOM_OUTSIDE = 0.1, 0.2
 """Shares of images where all tissues, or those outside the cavity, take any intensity at all."""
 
 STRIPPED = 0.12
@@ -90,6 +90,18 @@ SWOLLEN, DEEPEST_SWELLING_MM = 0.3, 2.5
 """Share of images whose brain fills more of the skull: fluid this near to it has become cortex. The label maps are
 of heads with much fluid (a fifth to a third of the cavity); young heads have less."""
 
+CONTRACTED, SMALLEST_BRAIN = 0.3, 0.7
+"""Share of images whose brain has drawn back from the skull, alike in shape, and the least of it that is left."""
+
+BRAIN_CENTRE_MM, CENTRE_SPREAD_MM = (0.0, -20.0, 12.0), (2.0, 8.0, 8.0)
+"""About which it draws back, in AC-PC space: mean and standard deviation."""
+
+SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.5, 4.0, 24.0
+"""Share of images whose border of the cavity has moved, by how much at most, and over which length that varies."""
+
+THINNEST_FLUID_MM = 1.5
+"""How near to the brain the border moves: sulci stay what they are."""
+
 PIXEL_MM = 1.0
 REACH_MM = 3.0
 """Samples, and how far beyond the outermost slices they are taken for the point spread."""
@@ -97,15 +109,16 @@ REACH_MM = 3.0
 KNOT_MM = 8.0
 """Warps are worked out on a net this fine and interpolated."""
 
-NOISE, BIAS, GAIN, GAMMA = 0.08, 0.25, 0.12, 0.15
+NOISE, BIAS, GAIN, GAMMA = 0.06, 0.25, 0.12, 0.15
 """Largest standard deviation of noise, and amplitudes of bias field, and of logarithms of gain and gamma."""
 
 
 class HeadMap(NamedTuple):
     """A label map as it is stored for training."""
 
-    codes: UInt16[ndarray, "i j k"]
-    """256 times the number of the tissue, plus the depth in units of ``DEPTH_MM``."""
+    codes: UInt32[ndarray, "i j k"]
+    """A byte each, from the highest: the number of the tissue, its depth and its distance from the border of the
+    cavity, both in units of ``DEPTH_MM``."""
     vox_from_acpc: Float[ndarray, "4 4"]
     shares: Float32[ndarray, "tissue"]
     """Voxels of each tissue in the box that the network sees, relative to all."""
@@ -114,7 +127,7 @@ class HeadMap(NamedTuple):
 class Heads(NamedTuple):
     """All label maps, padded to one shape with air."""
 
-    codes: UInt16[Array, "head i j k"]
+    codes: UInt32[Array, "head i j k"]
     vox_from_acpc: Float[Array, "head 4 4"]
     shares: Float[Array, "head tissue"]
 
@@ -138,8 +151,11 @@ def head_map(
     acpc_from_vox = acpc_from_vox.copy()
     acpc_from_vox[:3, 3] = transform_points(acpc_from_vox, np.array([part.start for part in head]))
     depth = _depth_mm(tissues[head], inside[head], grid.spacing_mm)
-    codes = 256 * tissues[head] + np.minimum(depth / DEPTH_MM, 255).astype(int)
-    return HeadMap(codes.astype(np.uint16), np.linalg.inv(acpc_from_vox), shares)
+    border = _from_other_side_mm(inside[head], grid.spacing_mm)
+    codes = tissues[head]
+    for distance in (depth, border):
+        codes = 256 * codes + np.minimum(distance / DEPTH_MM, 255).astype(int)
+    return HeadMap(codes.astype(np.uint32), np.linalg.inv(acpc_from_vox), shares)
 
 
 def _without_holes(tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"]) -> Int[ndarray, "i j k"]:
@@ -151,10 +167,17 @@ def _without_holes(tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"
 def _depth_mm(
     tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
 ) -> Float[ndarray, "i j k"]:
-    """How far brain is from what is no brain, and how far fluid is from brain; 0 outside the cavity."""
+    """How far brain is from what is no brain, and how far all else is from brain."""
     brain = inside & (tissues != FLUID)
-    within, without = (ndimage.distance_transform_edt(mask, spacing_mm) for mask in (brain, ~brain))
-    return np.where(brain, within, np.where(inside, without, 0.0))
+    return _from_other_side_mm(brain, spacing_mm)
+
+
+def _from_other_side_mm(
+    mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
+) -> Float[ndarray, "i j k"]:
+    """How far a voxel in a mask is from those out of it, and the other way round."""
+    within, without = (ndimage.distance_transform_edt(side, spacing_mm) for side in (mask, ~mask))
+    return np.where(mask, within, without)
 
 
 def tissue_numbers(labels: Integer[ndarray, "i j k"]) -> Int[ndarray, "i j k"]:
@@ -182,7 +205,7 @@ def _shares(tissues: Int[ndarray, "i j k"], acpc_from_vox: ndarray, box: Grid) -
 def stacked(maps: list[HeadMap]) -> Heads:
     """Label maps side by side, with air around."""
     shape = np.max([one.codes.shape for one in maps], axis=0) + 2
-    codes = np.zeros((len(maps), *shape), np.uint16)
+    codes = np.full((len(maps), *shape), FAR, np.uint32)
     for place, one in zip(codes, maps, strict=True):
         place[tuple(slice(1, 1 + size) for size in one.codes.shape)] = one.codes
     matrices = np.stack([one.vox_from_acpc for one in maps]).astype(np.float32)
@@ -206,26 +229,80 @@ def slab(
     key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
 ) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
     """One slice with its neighbours as channels, and its truth."""
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 10)
     number = jax.random.randint(keys[0], (), 0, len(heads.codes))
     middle = jax.random.randint(keys[1], (), 0, box.shape[1])
     voxels, samples = _axes(box, geometry, middle)
-    points = _varied(keys[2], samples, box, variation)
-    matrix = heads.vox_from_acpc[number]
-    # An affine commutes with interpolation, and the net has few knots.
-    vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
-    codes = _looked_up(heads, number, _spread_out(vox, samples))
-    depth = (codes % 256) * DEPTH_MM
-    tissues = brain_size_varied(keys[3], codes // 256, depth)
+    # Images of every strength: a network is to see heads as they are, too.
+    points = _varied(keys[2], samples, box, variation.times(jax.random.uniform(keys[7])))
+
+    def codes_at(points: Array) -> Array:
+        # An affine commutes with interpolation, and the net has few knots.
+        matrix = heads.vox_from_acpc[number]
+        vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
+        return _looked_up(heads, number, _spread_out(vox, samples))
+
+    codes = brain_contracted(keys[8], codes_at, points)
+    tissues, depth, border = taken_apart(codes)
+    tissues = brain_size_varied(keys[3], skull_moved(keys[9], tissues, depth, border), depth)
     image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
     spread = faults.point_spread(keys[5], list(zip(voxels, samples, strict=True)))
     image = scanned(keys[6], apply_along(spread, image))
     return jnp.moveaxis(image, 0, -1), _truth(is_inside(tissues), box)
 
 
+def taken_apart(codes: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
+    """Tissue, depth and distance from the border of the cavity, mm.
+
+    >>> [float(part) for part in taken_apart(0x02_FF_0A)]
+    [2.0, 25.5, 1.0]
+    """
+    return codes >> 16, ((codes >> 8) & 0xFF) * DEPTH_MM, (codes & 0xFF) * DEPTH_MM
+
+
 def is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     """Whether a tissue lies in the cranial cavity."""
     return (tissues > AIR) & (tissues <= LAST_INSIDE)
+
+
+def brain_contracted(
+    key: PRNGKeyArray, codes_at: Callable[[Array], Array], points: Float[Array, "3 p q r"]
+) -> Int[Array, "y x z"]:
+    """Codes at points in a head whose brain, in some images, has drawn back from its skull."""
+    keys = jax.random.split(key, 3)
+    spread = jnp.array(CENTRE_SPREAD_MM) * jax.random.normal(keys[0], (3,))
+    centre = (jnp.array(BRAIN_CENTRE_MM) + spread)[:, None, None, None]
+    larger = jax.random.uniform(keys[1], minval=SMALLEST_BRAIN) ** (-1 / 3)
+    codes = codes_at(points)
+
+    def contracted() -> Array:
+        drawn_back = codes_at(centre + larger * (points - centre))
+        # The border of the cavity has stayed where it was.
+        drawn_back = jnp.where(is_inside(drawn_back >> 16), drawn_back, 256 * (256 * FLUID + 255))
+        return jnp.where(is_inside(codes >> 16), drawn_back & ~0xFF | codes & 0xFF, codes)
+
+    return jax.lax.cond(jax.random.bernoulli(keys[2], CONTRACTED), contracted, lambda: codes)
+
+
+def skull_moved(
+    key: PRNGKeyArray, tissues: Int[Array, "y x z"], depth_mm: Float[Array, "y x z"], border_mm: Float[Array, "y x z"]
+) -> Int[Array, "y x z"]:
+    """In some images, the border of the cavity smoothly moved: through what lies outside, or the fluid over the brain.
+
+    How thick the fluid usually is then tells little about where the border lies: only the border itself does.
+    """
+    keys = jax.random.split(key, 4)
+    knots = (3, *(int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in tissues.shape[1:]))
+    outwards = (
+        FARTHEST_SKULL_MM
+        * jax.random.uniform(keys[0])
+        * jnp.tanh(faults.smooth_noise(keys[1], tissues.shape, knots) + jax.random.normal(keys[2]))
+    )
+    inside = is_inside(tissues)
+    gained = ~inside & (border_mm <= outwards)
+    lost = (tissues == FLUID) & (border_mm <= -outwards) & (depth_mm > THINNEST_FLUID_MM)
+    moved = jnp.where(gained, FLUID, jnp.where(lost, BONE, tissues))
+    return jnp.where(jax.random.bernoulli(keys[3], SKULL_MOVED), moved, tissues)
 
 
 def brain_size_varied(key: PRNGKeyArray, tissues: Int[Array, "*n"], depth_mm: Float[Array, "*n"]) -> Int[Array, "*n"]:
@@ -307,7 +384,9 @@ def _axes(box: Grid, geometry: InputGeometry, middle: Array) -> tuple[list[Array
     voxels = [low[1] + box.spacing_mm[1] * slices]
     voxels += [low[axis] + box.spacing_mm[axis] * jnp.arange(box.shape[axis]) for axis in (0, 2)]
     half = geometry.slice_step * box.spacing_mm[1] * (geometry.slices // 2) + REACH_MM
-    samples = [low[1] + box.spacing_mm[1] * middle + jnp.arange(-half + PIXEL_MM / 2, half, PIXEL_MM)]
+    thick = round(box.spacing_mm[1] / PIXEL_MM)
+    number = thick + 2 * round((half - thick * PIXEL_MM / 2) / PIXEL_MM)  # so that whole samples make up the slice
+    samples = [low[1] + box.spacing_mm[1] * middle + PIXEL_MM * (jnp.arange(number) - (number - 1) / 2)]
     for axis in (0, 2):
         size = round(box.extent_mm[axis] / PIXEL_MM)
         samples.append(low[axis] - box.spacing_mm[axis] / 2 + PIXEL_MM * (jnp.arange(size) + 0.5))
