@@ -138,7 +138,8 @@ def icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     )
     card = whole_card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, summary(figures, measured_on))
     changes = (
-        "0.3.0: sees 1 mm in plane; learnt from skulls that move and brains that draw back from them; cross-entropy alone",
+        "0.3.0: sees 1 mm in plane; learnt from skulls that move and brains that draw back from them; "
+        "cross-entropy alone",
         "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network",
     )
     return replace(card, version="0.3.0", changelog=(*changes, *card.changelog))
