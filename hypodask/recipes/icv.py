@@ -137,9 +137,9 @@ def icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
         f"skull-stripping, bias fields, ghosts and noise; {steps} steps"
     )
     card = whole_card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, summary(figures, measured_on))
+    learnt = "learnt from skulls that move and brains that draw back from them; cross-entropy alone"
     changes = (
-        "0.3.0: sees 1 mm in plane; learnt from skulls that move and brains that draw back from them; "
-        "cross-entropy alone",
+        f"0.3.0: sees 1 mm in plane; {learnt}",
         "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network",
     )
     return replace(card, version="0.3.0", changelog=(*changes, *card.changelog))
