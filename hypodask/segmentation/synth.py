@@ -292,11 +292,11 @@ def skull_moved(
     How thick the fluid usually is then tells little about where the border lies: only the border itself does.
     """
     keys = jax.random.split(key, 4)
-    knots = (3, *(int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in tissues.shape[1:]))
+    across, up = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in tissues.shape[1:])
     outwards = (
         FARTHEST_SKULL_MM
         * jax.random.uniform(keys[0])
-        * jnp.tanh(faults.smooth_noise(keys[1], tissues.shape, knots) + jax.random.normal(keys[2]))
+        * jnp.tanh(faults.smooth_noise(keys[1], tissues.shape, (3, across, up)) + jax.random.normal(keys[2]))
     )
     inside = is_inside(tissues)
     gained = ~inside & (border_mm <= outwards)
