@@ -256,6 +256,24 @@ def test_contents_lead_to_sections_that_exist(study):
     assert set(re.findall(r'href="#(\w+)"', html)) == set(re.findall(r'<h2 id="(\w+)"', html))
 
 
+def test_comparisons_stand_beside_other_adjustments_and_rules_of_exclusion():
+    ds = paper_results()
+    text = Page(report.render(ds, {}, reference="control")).text
+    found = stats.paper(ds).dataset
+    adjustments = stats.compare_icv_adjustments(found, reference="control")
+    rules = stats.compare_exclusions(found, NORMALIZED, structure="hypothalamus", reference="control")
+    for row in [*adjustments.itertuples(), *rules.itertuples()]:
+        assert f"{row.difference:.1f} ({row.difference_low:.1f} to {row.difference_high:.1f})".replace("-", "−") in text
+    for name in [*adjustments["method"], *rules["rule"], *stats.check_exclusions(found)["test"]]:
+        assert name in text
+
+
+def test_one_group_is_compared_in_no_way():
+    text = Page(report.render(make_results(VOLUMES), {})).text
+    assert "rules of exclusion" not in text
+    assert "size of the head" not in text
+
+
 def test_every_scan_is_accounted_for_with_its_reason(page, study):
     assert "12scans in" in page.text
     assert "11done" in page.text

@@ -25,7 +25,7 @@ from hypodask.report import tables
 from hypodask.report.figures import group_figure
 from hypodask.report.pictures import Pictures, read_pictures
 from hypodask.report.slices import plane_figure, slice_figure
-from hypodask.stats import PaperResult, paper
+from hypodask.stats import PaperResult, check_exclusions, compare_exclusions, compare_icv_adjustments, paper
 from hypodask.stats.samples import done_scans, group_labels, group_names, values_of
 from hypodask.variables import LOW_QUALITY
 
@@ -258,6 +258,20 @@ def _group_section(analysis: Analysis) -> dict[str, Any] | None:
         "demographics": _table_or_none(tables.demographics_table, found.demographics),
         "exclusion_counts": tables.exclusion_count_table(found.exclusion_counts),
         "exclusions": _table_or_none(tables.exclusion_table, found.exclusions),
+        **_other_ways(found.dataset, analysis),
+    }
+
+
+def _other_ways(ds: xr.Dataset, analysis: Analysis) -> dict[str, tables.Table | None]:
+    """The comparisons under other adjustments and rules of exclusion, and whether exclusion depends on the group."""
+    if analysis.by is None:
+        return dict.fromkeys(("adjustments", "rules", "exclusion_tests"))
+    asked: dict[str, Any] = {"by": analysis.by, "reference": analysis.reference}
+    rules = compare_exclusions(ds, NORMALIZED, structure="hypothalamus", **asked)
+    return {
+        "adjustments": _table_or_none(tables.adjustment_table, compare_icv_adjustments(ds, **asked)),
+        "rules": _table_or_none(tables.rule_table, rules),
+        "exclusion_tests": _table_or_none(tables.exclusion_test_table, check_exclusions(ds, by=analysis.by)),
     }
 
 

@@ -100,6 +100,54 @@ def comparison_table(comparisons: pd.DataFrame) -> Table:
     return _without_empty(_table(comparisons, columns))
 
 
+def adjustment_table(adjustments: pd.DataFrame) -> Table:
+    """Group against group under each way to take out the size of the head."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "Head size taken out by": lambda r: r.method,
+        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
+        "n": lambda r: f"{r.n_a}, {r.n_b}",
+        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
+        "%": lambda r: _number(r.percent, 2),
+        "Cohen's d": lambda r: _number(r.cohens_d, 2),
+        "p": lambda r: _p(r.p),
+        "p, Holm": lambda r: _p(r.p_holm),
+        "p, equal slopes": lambda r: _p(r.p_slopes),
+        "Note": lambda r: r.reason,
+    }
+    return _without_empty(_table(adjustments, columns))
+
+
+def rule_table(rules: pd.DataFrame) -> Table:
+    """Group against group under each rule of exclusion."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "Excluded": lambda r: r.rule,
+        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
+        "n": lambda r: f"{r.n_a}, {r.n_b}",
+        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
+        "%": lambda r: _number(r.percent, 2),
+        "Test": lambda r: r.test,
+        "p": lambda r: _p(r.p_recommended),
+        "Note": lambda r: r.reason,
+    }
+    return _without_empty(_table(rules, columns))
+
+
+def exclusion_test_table(checks: pd.DataFrame) -> Table:
+    """Whether being excluded depends on the group."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "Groups": lambda r: r.groups,
+        "Excluded": lambda r: f"{r.excluded} of {r.scans}",
+        "%": lambda r: r.percent,
+        "Test": lambda r: r.test,
+        "Effect (95 % CI)": lambda r: (
+            f"{r.effect_name} {_estimate(r.effect, r.effect_low, r.effect_high, 2)}" if pd.notna(r.effect) else ABSENT
+        ),
+        "p": lambda r: _p(r.p),
+        "Note": lambda r: r.reason,
+    }
+    return _without_empty(_table(checks, columns))
+
+
 def _without_empty(table: Table) -> Table:
     """Leave out the columns that say nothing in any row."""
     kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]

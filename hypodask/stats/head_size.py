@@ -7,7 +7,6 @@ has moved, except for the covariate, whose slope is common to both groups.
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal, Self
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy import ndarray
 from scipy import stats
 
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
 from hypodask.stats.icv import normalize_icv
 from hypodask.stats.samples import group_labels, group_names, is_constant, usable_scans, values_of
 from hypodask.variables import VARIABLES
@@ -287,13 +286,11 @@ def _pairs(
 ) -> list[tuple[_Group, _Group]]:
     labels, usable = group_labels(ds, by), usable_scans(ds)
     measured = np.isfinite(icv) & np.isfinite(volume)
-    groups = []
+    groups = {}
     for name in group_names(labels, reference):
         own = usable & (labels == name)
-        groups.append(_Group(name, own & measured, int((own & ~measured).sum())))
-    if reference is None:
-        return list(combinations(groups, 2))
-    return [(other, groups[0]) for other in groups[1:]] + list(combinations(groups[1:], 2))
+        groups[name] = _Group(name, own & measured, int((own & ~measured).sum()))
+    return [(groups[a], groups[b]) for a, b in pairs(list(groups), reference)]
 
 
 def _counts(a: _Group, b: _Group) -> dict[str, object]:
