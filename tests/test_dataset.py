@@ -184,12 +184,12 @@ def test_the_wide_table_has_a_row_per_scan_and_is_one_line_each(tmp_path, result
     assert table.loc["sub-01", ["hypothalamus_volume_mm3", "icv_label_volume_mm3"]].tolist() == [850.0, 1.6e6]
     assert table.loc["sub-02", "reason"] == "NaN in voxels"
     assert table["hypothalamus_left_volume_mm3"].isna().tolist() == [True, False, True]
-    assert len((tmp_path / "volumes.tsv").read_text().splitlines()) == 4
+    assert len((tmp_path / "volumes.tsv").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_the_data_dictionary_explains_every_column(tmp_path, results):
     finalise(str(tmp_path), results)
-    meaning = json.loads((tmp_path / "volumes.json").read_text())
+    meaning = json.loads((tmp_path / "volumes.json").read_text(encoding="utf-8"))
     assert list(meaning) == list(wide_table(results).columns)
     assert meaning["icv_volume_mm3"]["Units"] == "mm3"
     assert meaning["icv_volume_mm3"]["Description"].startswith("icv: Volume to publish")
