@@ -78,13 +78,19 @@ def volume_table(summaries: pd.DataFrame) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
+COMPARED: dict[str, Callable[[Any], str]] = {
+    "Groups": lambda r: f"{r.group_a} − {r.group_b}",
+    "n": lambda r: f"{r.n_a}, {r.n_b}",
+    "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
+    "%": lambda r: _number(r.percent, 2),
+}
+"""What every comparison of two groups shows."""
+
+
 def comparison_table(comparisons: pd.DataFrame) -> Table:
     """Group against group: difference, effect size and tests."""
     columns: dict[str, Callable[[Any], str]] = {
-        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
-        "n": lambda r: f"{r.n_a}, {r.n_b}",
-        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
-        "%": lambda r: _number(r.percent, 2),
+        **COMPARED,
         "Hedges' g (95 % CI)": lambda r: _estimate(r.hedges_g, r.hedges_g_low, r.hedges_g_high, 2),
         "Test": lambda r: r.test,
         "p, Holm": lambda r: _p(r.p_holm),
@@ -104,10 +110,7 @@ def adjustment_table(adjustments: pd.DataFrame) -> Table:
     """Group against group under each way to take out the size of the head."""
     columns: dict[str, Callable[[Any], str]] = {
         "Head size taken out by": lambda r: r.method,
-        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
-        "n": lambda r: f"{r.n_a}, {r.n_b}",
-        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
-        "%": lambda r: _number(r.percent, 2),
+        **COMPARED,
         "Cohen's d": lambda r: _number(r.cohens_d, 2),
         "p": lambda r: _p(r.p),
         "p, Holm": lambda r: _p(r.p_holm),
@@ -121,10 +124,7 @@ def rule_table(rules: pd.DataFrame) -> Table:
     """Group against group under each rule of exclusion."""
     columns: dict[str, Callable[[Any], str]] = {
         "Excluded": lambda r: r.rule,
-        "Groups": lambda r: f"{r.group_a} − {r.group_b}",
-        "n": lambda r: f"{r.n_a}, {r.n_b}",
-        "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
-        "%": lambda r: _number(r.percent, 2),
+        **COMPARED,
         "Test": lambda r: r.test,
         "p": lambda r: _p(r.p_recommended),
         "Note": lambda r: r.reason,
