@@ -109,7 +109,7 @@ def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any,
     return Outcome(None, error=answer) if isinstance(answer, OSError) else answer
 
 
-def _outcome(landed: "Landed") -> Outcome[Any, Any]:
+def _outcome(landed: Landed) -> Outcome[Any, Any]:
     item, error = landed.job.item, landed.error
     if error is None:
         return Outcome(item, landed.value.value, landed.value.error)

@@ -212,7 +212,7 @@ def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress) -
             bar.refresh()
 
 
-def _rows(client: Client, jobs: list[Job], task: Task, window: "Window") -> Iterator[dict[str, Any] | None]:
+def _rows(client: Client, jobs: list[Job], task: Task, window: Window) -> Iterator[dict[str, Any] | None]:
     """The row of each job as it comes in; ``None`` now and then while none does."""
     for landed in landing(client, jobs, task, window):
         yield _row(landed) if landed else None

@@ -23,7 +23,7 @@ from hypodask.stats.covariates import (
     is_full_rank,
     known_covariates,
 )
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs, repeated_notes
 from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
 
 WHOLE_LEVERAGE = 1 - 1e-9
@@ -186,12 +186,7 @@ def _adjusted_row(a: Sample, b: Sample, model: _GroupModel) -> dict[str, object]
     notes = [note for note, s in zip(small, (a, b), strict=True) if s.n < FEWEST_SCANS] or [model.reason]
     if not any(notes):
         row |= _estimates(model, a.group, b.group)
-    notes += [
-        f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
-        "keep one scan each"
-        for s in (a, b)
-        if s.repeated
-    ]
+    notes += repeated_notes(a, b)
     return row | {"reason": "; ".join(filter(None, notes))}
 
 

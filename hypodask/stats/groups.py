@@ -217,14 +217,19 @@ def _reason(a: Sample, b: Sample) -> str:
     notes = [f"{s.group} has {s.n} usable scans, a test needs {FEWEST_SCANS}" for s in (a, b) if s.n < FEWEST_SCANS]
     if not notes and a.constant and b.constant:
         notes.append("the values do not vary within either group")
-    notes += [
-        f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
-        "keep one scan each"
-        for s in (a, b)
-        if s.repeated
-    ]
+    notes += repeated_notes(a, b)
     notes += [f"{s.group} is too large for Shapiro-Wilk" for s in (a, b) if s.n > MOST_FOR_SHAPIRO]
     return "; ".join(notes)
+
+
+def repeated_notes(*compared: Sample) -> list[str]:
+    """What to mind about groups in which a participant has more than one scan."""
+    return [
+        f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
+        "keep one scan each"
+        for s in compared
+        if s.repeated
+    ]
 
 
 def holm(p: Float[ndarray, " n"]) -> Float[ndarray, " n"]:

@@ -21,7 +21,7 @@ from numpy import ndarray
 from scipy import stats
 from scipy.optimize import brentq
 
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs, repeated_notes
 from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
 
 COLUMNS = (
@@ -231,10 +231,5 @@ def _reason(a: Sample, mean_a: WeightedMean | None, b: Sample, mean_b: WeightedM
         for s, found in ((a, mean_a), (b, mean_b))
         if found is None
     ]
-    notes += [
-        f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
-        "keep one scan each"
-        for s in (a, b)
-        if s.repeated
-    ]
+    notes += repeated_notes(a, b)
     return "; ".join(notes)
