@@ -239,6 +239,7 @@ def test_missing_files_and_dangling_links_are_refused(tmp_path):
         (gzip.compress(b"a letter"), "not an image"),
         (b"\x1f\x8b" + bytes(500), "gzip stream is damaged"),
     ],
+    ids=["empty", "empty gzip", "PNG", "two bytes", "git-lfs pointer", "letter", "damaged gzip"],
 )
 def test_files_that_are_no_image_are_refused(tmp_path, content, word):
     path = tmp_path / "scan.nii.gz"
