@@ -7,6 +7,7 @@ precision: then parameters, their average and the loss stay in single.
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -141,9 +142,7 @@ def learning(
     if state.step:
         yield _learnt(graph, state, schedule)
         state = state._replace(loss=zero)
-    key = jax.random.key(schedule.seed)
-    for step in range(int(state.step), schedule.steps):
-        inputs, truth = drawn(jax.random.fold_in(key, step))
+    for step, (inputs, truth) in _ahead(drawn, schedule, int(state.step)):
         state = _learn(graph, optimizer, loss, alike, state, inputs, truth)
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             learnt = _learnt(graph, state, schedule)
@@ -152,6 +151,22 @@ def learning(
                 keep(checkpoint, step + 1, state)
             yield learnt
             state = state._replace(loss=zero)
+
+
+def _ahead(drawn: Drawer, schedule: Schedule, first: int) -> Iterator[tuple[int, Batch]]:
+    """The number and the batch of every step from ``first``; the next batch is drawn while one is learnt from."""
+    key = jax.random.key(schedule.seed)
+
+    def batch(step: int) -> Batch:
+        return jax.block_until_ready(drawn(jax.random.fold_in(key, step)))
+
+    with ThreadPoolExecutor(1, "draw") as pool:
+        coming = pool.submit(batch, first)
+        for step in range(first, schedule.steps):
+            here = coming.result()
+            if step + 1 < schedule.steps:
+                coming = pool.submit(batch, step + 1)
+            yield step, here
 
 
 def started(config: Architecture, seed: int, initial: SliceNetwork | None = None) -> SliceNetwork:

@@ -21,7 +21,7 @@ from hypodask.labels import ICV
 from hypodask.network.augment import Variation
 from hypodask.network.learn import Schedule, learn
 from hypodask.network.unet import UNetConfig
-from hypodask.network.weights import InputGeometry, ModelCard, save_weights
+from hypodask.network.weights import InputGeometry, ModelCard, load_weights, save_weights
 from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
 from hypodask.resample import resample
 from hypodask.scan import Scan
@@ -49,18 +49,27 @@ ICV_VARIATION = Variation(turn_deg=6, shift_mm=4, size=0.07, warp_mm=3, warp_spa
 
 BATCH = 8
 
+LEARNING_RATE = (2e-3, 1e-3)
+"""From scratch, and going on from weights."""
+
 IMAGES_OF_A_MAP = 4
 """Synthetic scans of every label map that was left out."""
 
 
-def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
-    """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``."""
+def train_icv(
+    data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...], initial: Path | None = None
+) -> None:
+    """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``.
+
+    ``initial`` are weights to go on from, at a lower rate.
+    """
     folder, run = made(work / "icv"), made(work / "icv-all")
     paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
-    schedule = Schedule(steps=steps, heads=BATCH, slices=1)
-    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint")
+    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE[initial is not None])
+    start = load_weights(initial)[0][0] if initial else None
+    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start)
     card = partial(icv_card, len(maps), steps)
     network = ShippedNetwork((model,), card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])

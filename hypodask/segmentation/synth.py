@@ -242,9 +242,10 @@ def slab(
         vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
         return _looked_up(heads, number, _spread_out(vox, samples))
 
-    codes = brain_contracted(keys[8], codes_at, points)
-    tissues, depth, border = taken_apart(codes)
-    tissues = brain_size_varied(keys[3], skull_moved(keys[9], tissues, depth, border), depth)
+    codes = codes_at(points)
+    inside = skull_moved(keys[9], *taken_apart(codes))
+    tissues, depth, _ = taken_apart(brain_contracted(keys[8], codes, codes_at, points))
+    tissues = brain_size_varied(keys[3], filled(inside, tissues), depth)
     image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
     spread = faults.point_spread(keys[5], list(zip(voxels, samples, strict=True)))
     image = scanned(keys[6], apply_along(spread, image))
@@ -266,14 +267,13 @@ def is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
 
 
 def brain_contracted(
-    key: PRNGKeyArray, codes_at: Callable[[Array], Array], points: Float[Array, "3 p q r"]
+    key: PRNGKeyArray, codes: Int[Array, "y x z"], codes_at: Callable[[Array], Array], points: Float[Array, "3 p q r"]
 ) -> Int[Array, "y x z"]:
     """Codes at points in a head whose brain, in some images, has drawn back from its skull."""
     keys = jax.random.split(key, 3)
     spread = jnp.array(CENTRE_SPREAD_MM) * jax.random.normal(keys[0], (3,))
     centre = (jnp.array(BRAIN_CENTRE_MM) + spread)[:, None, None, None]
     larger = jax.random.uniform(keys[1], minval=SMALLEST_BRAIN) ** (-1 / 3)
-    codes = codes_at(points)
 
     def contracted() -> Array:
         drawn_back = codes_at(centre + larger * (points - centre))
@@ -286,10 +286,11 @@ def brain_contracted(
 
 def skull_moved(
     key: PRNGKeyArray, tissues: Int[Array, "y x z"], depth_mm: Float[Array, "y x z"], border_mm: Float[Array, "y x z"]
-) -> Int[Array, "y x z"]:
-    """In some images, the border of the cavity smoothly moved: through what lies outside, or the fluid over the brain.
+) -> Bool[Array, "y x z"]:
+    """Where the cavity is when, in some images, its border has smoothly moved through fluid and what lies outside.
 
-    How thick the fluid usually is then tells little about where the border lies: only the border itself does.
+    How thick the fluid usually is then tells little about where the border lies: only the border itself does. It goes
+    as far outwards as inwards, where the brain stops it: an edge that cannot be seen is to be expected in its place.
     """
     keys = jax.random.split(key, 4)
     across, up = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in tissues.shape[1:])
@@ -299,10 +300,24 @@ def skull_moved(
         * jnp.tanh(faults.smooth_noise(keys[1], tissues.shape, (3, across, up)) + jax.random.normal(keys[2]))
     )
     inside = is_inside(tissues)
-    gained = ~inside & (border_mm <= outwards)
-    lost = (tissues == FLUID) & (border_mm <= -outwards) & (depth_mm > THINNEST_FLUID_MM)
-    moved = jnp.where(gained, FLUID, jnp.where(lost, BONE, tissues))
-    return jnp.where(jax.random.bernoulli(keys[3], SKULL_MOVED), moved, tissues)
+    # Distances are those to the nearest voxel of the other side, from centre to centre.
+    fluid = jnp.where(inside, depth_mm + border_mm - PIXEL_MM, depth_mm - border_mm)
+    farthest = jnp.clip(fluid - THINNEST_FLUID_MM, 0.0)
+    beyond = jnp.where(inside, PIXEL_MM / 2 - border_mm, border_mm - PIXEL_MM / 2)
+    outwards = jnp.clip(outwards, -farthest, farthest)
+    moved = jnp.where(inside, (beyond <= outwards) | (tissues != FLUID), beyond < outwards)
+    return jnp.where(jax.random.bernoulli(keys[3], SKULL_MOVED), moved, inside)
+
+
+def filled(inside: Bool[Array, "*n"], tissues: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Tissues for a cavity that has moved: fluid in what is new of it, and bone where fluid no longer is in it.
+
+    >>> kinds = jnp.array([CORTEX, FLUID, FLUID, BONE, BONE])
+    >>> [NAMES[n] for n in filled(jnp.array([False, False, True, True, False]), kinds)]
+    ['cortex', 'bone', 'fluid', 'fluid', 'bone']
+    """
+    moved = jnp.where(inside & ~is_inside(tissues), FLUID, tissues)
+    return jnp.where(~inside & (tissues == FLUID), BONE, moved)
 
 
 def brain_size_varied(key: PRNGKeyArray, tissues: Int[Array, "*n"], depth_mm: Float[Array, "*n"]) -> Int[Array, "*n"]:
