@@ -1,6 +1,7 @@
 """How shipped weights are made: examples, figures and cards, on a few voxels of made-up heads."""
 
 import sys
+from pathlib import Path
 
 import jax
 import nibabel as nib
@@ -175,3 +176,9 @@ def test_the_command_line_runs_the_recipe_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     assert calls == [(tmp_path, tmp_path / "work", {"steps": 7, "leave_out": ("a", "b")})]
+    monkeypatch.setattr(sys, "argv", [*arguments[:4], "--initial", "icv.safetensors"])
+    main()
+    assert calls[1][2] == {"steps": 1200, "leave_out": (), "initial": Path("icv.safetensors")}
+    monkeypatch.setattr(sys, "argv", ["recipes", "commissures", *arguments[2:4], "--initial", "icv.safetensors"])
+    with pytest.raises(SystemExit):
+        main()

@@ -19,13 +19,18 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--leave-out", nargs="*", default=())
+    parser.add_argument("--initial", type=Path, help="weights to go on from (icv only)")
     options = parser.parse_args()
+    if options.initial and options.network != "icv":
+        parser.error(f"--initial is for icv, not for {options.network}: leave it out to learn from scratch")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.network == "template":
         outline_template(options.data, options.work)
         return
     recipes = {"hypothalamus": train_hypothalamus, "icv": train_icv, "commissures": train_commissures}
-    recipes[options.network](options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out))
+    more = {"initial": options.initial} if options.initial else {}
+    learnt = recipes[options.network]
+    learnt(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out), **more)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,7 @@ IMAGES_OF_A_MAP = 4
 """Synthetic scans of every label map that was left out."""
 
 
-def train_icv(
-    data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...], initial: Path | None = None
-) -> None:
+def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...], initial: Path | None = None) -> None:
     """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``.
 
     ``initial`` are weights to go on from, at a lower rate.
