@@ -14,6 +14,7 @@ from hypodask.dataset import finalise
 from hypodask.errors import ResultsError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV
+from hypodask.report import tables
 from hypodask.report.figures import bracket_levels
 from hypodask.report.page import choose_scans
 from hypodask.report.pictures import HEAD_MM, Pictures, cut_planes, cut_slices
@@ -264,8 +265,25 @@ def test_comparisons_stand_beside_other_adjustments_and_rules_of_exclusion():
     rules = stats.compare_exclusions(found, NORMALIZED, structure="hypothalamus", reference="control")
     for row in [*adjustments.itertuples(), *rules.itertuples()]:
         assert f"{row.difference:.1f} ({row.difference_low:.1f} to {row.difference_high:.1f})".replace("-", "−") in text
-    for name in [*adjustments["method"], *rules["rule"], *stats.check_exclusions(found)["test"]]:
+    tests = [tables.TEST_NAMES[name] for name in stats.check_exclusions(found)["test"]]
+    for name in [*adjustments["method"], *rules["rule"], *tests]:
         assert name in text
+
+
+def test_what_is_to_be_said_of_rows_is_said_once_beneath_the_table():
+    adjustments = stats.compare_icv_adjustments(stats.paper(paper_results()).dataset, reference="control")
+    pairs = adjustments["group_a"] + " − " + adjustments["group_b"]
+    adjustments["reason"] = np.where(pairs == "PLS − control", "the methods disagree", "")
+    table = tables.adjustment_table(adjustments)
+    assert table.notes == ("PLS − control: the methods disagree",)
+    assert not any("disagree" in cell for row in table.rows for cell in row)
+
+
+def test_a_test_that_could_not_be_made_has_no_name():
+    ds = make_results([800, 810, 700, 710], covariates={"group": list("aabb")})
+    table = tables.comparison_table(stats.compare_groups(ds, "volume_mm3", structure="hypothalamus"))
+    assert table.rows[0][table.columns.index("Test")] == "–"
+    assert table.notes[0].startswith("a − b: ")
 
 
 def test_one_group_is_compared_in_no_way():

@@ -158,7 +158,8 @@ def _ahead(drawn: Drawer, schedule: Schedule, first: int) -> Iterator[tuple[int,
     key = jax.random.key(schedule.seed)
 
     def batch(step: int) -> Batch:
-        return jax.block_until_ready(drawn(jax.random.fold_in(key, step)))
+        inputs, truth = drawn(jax.random.fold_in(key, step))
+        return inputs.block_until_ready(), truth.block_until_ready()
 
     with ThreadPoolExecutor(1, "draw") as pool:
         coming = pool.submit(batch, first)

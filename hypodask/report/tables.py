@@ -17,10 +17,23 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text."""
+    """Headings and rows of text, and what is to be said of some rows."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+TEST_NAMES = {
+    "student": "Student's t",
+    "mann-whitney": "Mann–Whitney",
+    "kruskal-wallis": "Kruskal–Wallis",
+    "chi-square": "χ²",
+    "fisher": "Fisher",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+"""Tests as a reader knows them."""
 
 
 def _number(value: float, digits: int = 0) -> str:
@@ -51,10 +64,25 @@ def _p(value: float) -> str:
     return format_p(value).removeprefix("p ").removeprefix("= ") or ABSENT
 
 
-def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]]) -> Table:
-    """One cell per heading and row, each made from the row."""
+def _test(name: str, p: float) -> str:
+    """A test as a reader knows it; nothing where none could be made."""
+    return TEST_NAMES.get(name, name) if np.isfinite(p) else ABSENT
+
+
+def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]], *, of: Iterable[str] = ()) -> Table:
+    """One cell per heading and row, each made from the row; columns that say nothing in any row are left out.
+
+    The reasons in the frame become notes beneath the table, each said once, of the rows that the headings ``of`` name.
+    """
     rows = [tuple(cell(row) for cell in columns.values()) for row in _rows(frame)]
-    return Table(tuple(columns), tuple(rows))
+    told = [i for i in range(len(columns)) if any(row[i] for row in rows)] if rows else range(len(columns))
+    headings = tuple(columns)
+    concerned: dict[str, dict[str, None]] = {}
+    for reason, row in zip(frame["reason"] if of else (), rows, strict=bool(of)):
+        cells = dict(zip(headings, row, strict=True))
+        concerned.setdefault(reason, {})[": ".join(cells[heading] for heading in of)] = None
+    notes = tuple(f"{', '.join(names)}: {reason}" for reason, names in concerned.items() if reason)
+    return Table(tuple(headings[i] for i in told), tuple(tuple(row[i] for i in told) for row in rows), notes)
 
 
 def _rows(frame: pd.DataFrame) -> Iterable[Any]:
@@ -92,18 +120,17 @@ def comparison_table(comparisons: pd.DataFrame) -> Table:
     columns: dict[str, Callable[[Any], str]] = {
         **COMPARED,
         "Hedges' g (95 % CI)": lambda r: _estimate(r.hedges_g, r.hedges_g_low, r.hedges_g_high, 2),
-        "Test": lambda r: r.test,
+        "Test": lambda r: _test(r.test, r.p_recommended),
         "p, Holm": lambda r: _p(r.p_holm),
         "t (df)": lambda r: f"{_number(r.t, 3)} ({_number(r.df)})" if np.isfinite(r.t) else ABSENT,
         "p, Student": lambda r: _p(r.p),
         "p, Welch": lambda r: _p(r.p_welch),
         "p, Mann–Whitney": lambda r: _p(r.p_mannwhitney),
         "p, Shapiro–Wilk": lambda r: f"{_p(r.p_shapiro_a)}; {_p(r.p_shapiro_b)}",
-        "Note": lambda r: r.reason,
     }
-    if "group" in comparisons:
-        columns = {"Within": lambda r: r.group, **columns}
-    return _without_empty(_table(comparisons, columns))
+    if "group" not in comparisons:
+        return _table(comparisons, columns, of=["Groups"])
+    return _table(comparisons, {"Within": lambda r: r.group, **columns}, of=["Within", "Groups"])
 
 
 def adjustment_table(adjustments: pd.DataFrame) -> Table:
@@ -115,9 +142,8 @@ def adjustment_table(adjustments: pd.DataFrame) -> Table:
         "p": lambda r: _p(r.p),
         "p, Holm": lambda r: _p(r.p_holm),
         "p, equal slopes": lambda r: _p(r.p_slopes),
-        "Note": lambda r: r.reason,
     }
-    return _without_empty(_table(adjustments, columns))
+    return _table(adjustments, columns, of=["Groups"])
 
 
 def rule_table(rules: pd.DataFrame) -> Table:
@@ -125,11 +151,10 @@ def rule_table(rules: pd.DataFrame) -> Table:
     columns: dict[str, Callable[[Any], str]] = {
         "Excluded": lambda r: r.rule,
         **COMPARED,
-        "Test": lambda r: r.test,
+        "Test": lambda r: _test(r.test, r.p_recommended),
         "p": lambda r: _p(r.p_recommended),
-        "Note": lambda r: r.reason,
     }
-    return _without_empty(_table(rules, columns))
+    return _table(rules, columns, of=["Excluded", "Groups"])
 
 
 def exclusion_test_table(checks: pd.DataFrame) -> Table:
@@ -138,40 +163,28 @@ def exclusion_test_table(checks: pd.DataFrame) -> Table:
         "Groups": lambda r: r.groups,
         "Excluded": lambda r: f"{r.excluded} of {r.scans}",
         "%": lambda r: r.percent,
-        "Test": lambda r: r.test,
+        "Test": lambda r: _test(r.test, r.p),
         "Effect (95 % CI)": lambda r: (
             f"{r.effect_name} {_estimate(r.effect, r.effect_low, r.effect_high, 2)}" if pd.notna(r.effect) else ABSENT
         ),
         "p": lambda r: _p(r.p),
-        "Note": lambda r: r.reason,
     }
-    return _without_empty(_table(checks, columns))
-
-
-def _without_empty(table: Table) -> Table:
-    """Leave out the columns that say nothing in any row."""
-    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
-    return Table(tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
+    return _table(checks, columns, of=["Groups"])
 
 
 def association_table(associations: pd.DataFrame) -> Table:
     """Correlation of the volume with each covariate."""
-    return _without_empty(
-        _table(
-            associations,
-            {
-                "Covariate": lambda r: r.covariate.replace("_", " "),
-                "Scans of": lambda r: r.group,
-                "n": lambda r: str(r.n),
-                "Pearson r (95 % CI)": lambda r: _estimate(r.r, r.r_low, r.r_high, 2),
-                "p, Pearson": lambda r: _p(r.p),
-                "Spearman ρ": lambda r: _number(r.rho, 2),
-                "p, Spearman": lambda r: _p(r.p_spearman),
-                "Test": lambda r: r.test,
-                "Note": lambda r: r.reason,
-            },
-        )
-    )
+    columns: dict[str, Callable[[Any], str]] = {
+        "Covariate": lambda r: r.covariate.replace("_", " "),
+        "Scans of": lambda r: r.group,
+        "n": lambda r: str(r.n),
+        "Pearson r (95 % CI)": lambda r: _estimate(r.r, r.r_low, r.r_high, 2),
+        "p, Pearson": lambda r: _p(r.p),
+        "Spearman ρ": lambda r: _number(r.rho, 2),
+        "p, Spearman": lambda r: _p(r.p_spearman),
+        "Test": lambda r: _test(r.test, r.p_recommended),
+    }
+    return _table(associations, columns, of=["Covariate", "Scans of"])
 
 
 def exclusion_table(exclusions: pd.DataFrame) -> Table:
@@ -239,7 +252,7 @@ def _characteristic(name: str, row: Any) -> str:
 
 
 def _tested(row: Any) -> str:
-    return f"{_p(row.p)} ({row.test})" if pd.notna(row.p) else ABSENT
+    return f"{_p(row.p)} ({_test(row.test, row.p)})" if pd.notna(row.p) else ABSENT
 
 
 def failure_table(ds: xr.Dataset) -> Table:
