@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from hypodask.errors import ResultsError
+from hypodask.stats.covariates import Covariate, encode, known_covariates, read_covariate
 from hypodask.stats.groups import FEWEST_SCANS
-from hypodask.stats.moments import Covariate, Moments, encode, inverse, is_singular, moments_of, read_covariate
+from hypodask.stats.moments import Moments, inverse, is_singular, moments_of
 from hypodask.stats.samples import done_scans, group_labels, group_names, require, usable_scans
 from hypodask.variables import VARIABLES
 
@@ -164,8 +165,9 @@ def fit_combat(
     site
         Coordinate that holds the site.
     covariates
-        Coordinates whose effects are kept: numbers, or text as categories. Name the group here where the model is
-        fitted on several groups, else their differences are taken for those of their sites.
+        What has effects that are kept: numbers, or categories (text, and ``sex, scanner`` and the like also where they
+        are numbered). Name the group here where the model is fitted on several groups, else their differences are taken
+        for those of their sites.
     on
         Group to fit on, such as the controls; None for all scans.
     by
@@ -194,9 +196,10 @@ def fit_combat(
     >>> model.sites, bool((model.shift[0] < model.shift[1]).all())
     (('a', 'b'), True)
     """
-    labels, known = group_labels(ds, site), tuple(read_covariate(_fitted(ds, on, by), name) for name in covariates)
-    x, y = encode(ds, known), volumes_of(ds, variable)
-    counted = usable_scans(ds) & (labels != "") & np.isfinite(x).all(axis=1) & is_in(ds, on, by)
+    labels, y = group_labels(ds, site), volumes_of(ds, variable)
+    counted = usable_scans(ds) & (labels != "") & known_covariates(ds, covariates) & is_in(ds, on, by)
+    known = tuple(read_covariate(ds, name, among=counted) for name in covariates)
+    x = encode(ds, known)
     sites = tuple(group_names(labels[counted]))
     moments = Moments.stack(
         [moments_of(x[m], y[m]) for m in (counted & (labels == name) for name in sites)] or [moments_of(x[:0], y[:0])]
@@ -221,10 +224,6 @@ def is_in(ds: xr.Dataset, on: str | None, by: str) -> Bool[ndarray, " scan"]:
     group_names(labels, on)
     inside: ndarray = labels == on
     return inside
-
-
-def _fitted(ds: xr.Dataset, on: str | None, by: str) -> xr.Dataset:
-    return ds if on is None else ds.isel(scan=is_in(ds, on, by))
 
 
 def volumes_of(

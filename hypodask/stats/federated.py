@@ -27,8 +27,9 @@ from numpy import ndarray
 
 from hypodask.errors import ResultsError
 from hypodask.stats.combat import ComBat, Prior, combat_of, is_in, read_document, volumes_of
-from hypodask.stats.moments import Covariate, Moments, encode, is_category, moments_of
-from hypodask.stats.samples import usable_scans
+from hypodask.stats.covariates import Covariate, category_labels, covariate_values, encode, is_category
+from hypodask.stats.moments import Moments, moments_of
+from hypodask.stats.samples import group_names, usable_scans
 from hypodask.stats.sites import EFFECT_COLUMNS, effect_at
 
 FEWEST_PERSONS = 10
@@ -135,7 +136,7 @@ def summarize_site(
     name: str,
     structures: Sequence[str],
     covariates: Sequence[str] = ("age", "sex"),
-    levels: Mapping[str, Sequence[str]] | None = None,
+    levels: Mapping[str, Sequence[object]] | None = None,
     on: str | None = None,
     by: str = "group",
     fewest: int = FEWEST_PERSONS,
@@ -152,7 +153,7 @@ def summarize_site(
     name
         Of the site, as the column of sites has it.
     covariates
-        Numbers, or categories.
+        Numbers, or categories: text, and ``sex, scanner`` and the like also where they are numbered.
     levels
         Levels of each category, the one to compare with first; ``sex`` is known. A scan of another level is
         incomplete: ``{"group": ["control", "PLS"]}`` compares these two.
@@ -164,7 +165,8 @@ def summarize_site(
     Raises
     ------
     ResultsError
-        If a column or structure is not there, a category has no levels, or the sums would be about fewer scans.
+        If a column or structure is not there, a category has no levels or none of those that were asked for, or the
+        sums would be about fewer scans.
 
     Examples
     --------
@@ -199,13 +201,19 @@ def summarize_site(
     )
 
 
-def _covariate(ds: xr.Dataset, name: str, levels: Mapping[str, Sequence[str]]) -> Covariate:
+def _covariate(ds: xr.Dataset, name: str, levels: Mapping[str, Sequence[object]]) -> Covariate:
     if not is_category(ds, name):
+        covariate_values(ds, name)
         return Covariate(name)
-    chosen = tuple(levels.get(name, SEXES if name == "sex" else ()))
+    chosen = tuple(map(str, levels.get(name, SEXES if name == "sex" else ())))
     if len(chosen) < 2:
         raise ResultsError(
             f"{name!r} is a category whose levels every site must know: say levels={{{name!r}: [...]}}, two or more"
+        )
+    found = group_names(category_labels(ds, name))
+    if found and not set(found) & set(chosen):
+        raise ResultsError(
+            f"{name!r} has none of {list(chosen)}; it has {found}: say levels={{{name!r}: [...]}} of these"
         )
     return Covariate(name, chosen)
 
