@@ -18,8 +18,9 @@ from numpy import ndarray
 from scipy import stats
 
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs
 from hypodask.stats.icv import normalize_icv
+from hypodask.stats.multiplicity import holm
 from hypodask.stats.samples import group_labels, group_names, is_constant, is_in, usable_scans, values_of
 from hypodask.variables import VARIABLES
 
