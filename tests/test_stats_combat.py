@@ -185,6 +185,33 @@ def test_a_covariate_that_follows_from_the_site_is_refused():
         stats.fit_combat(ds, covariates=["n"])
 
 
+def test_a_numbered_scanner_is_a_category():
+    """Five scanners named 1 to 5, each with an offset of its own, are what five scanners with names are."""
+    ds = reference_data()
+    numbers, names = np.arange(38) % 5 + 1, np.array(["e", "c", "a", "d", "b"])
+    numbered = ds.assign_coords(scanner=("scan", numbers))
+    named = ds.assign_coords(scanner=("scan", names[numbers - 1]))
+    model = stats.fit_combat(numbered, covariates=["age", "scanner"])
+    assert model.covariates[1].levels == ("1", "2", "3", "4", "5")
+    found, expected = (stats.harmonize(each, covariates=["age", "scanner"]) for each in (numbered, named))
+    np.testing.assert_allclose(values(found), values(expected), rtol=1e-9)
+
+
+def test_a_numbered_sex_is_refused_for_nobody_knows_who_is_who():
+    ds = reference_data().assign_coords(sex=("scan", np.arange(38) % 2 + 1))
+    with pytest.raises(ResultsError, match=r"'sex' holds \['1', '2'\], needed male and female"):
+        stats.fit_combat(ds)
+
+
+def test_a_scanner_of_failed_scans_alone_is_no_level():
+    ds = reference_data()
+    scanner = np.where(np.arange(38) == 3, "broken", np.where(np.arange(38) % 2, "b", "a"))
+    ds = ds.assign(status=("scan", np.where(np.arange(38) == 3, "failed", "done")))
+    ds = ds.assign_coords(scanner=("scan", scanner))
+    model = stats.fit_combat(ds, covariates=["age", "scanner"])
+    assert model.covariates[1].levels == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -52,6 +52,21 @@ def test_the_pooled_regression_is_that_of_all_rows(formula):
         assert (row.n, row.sites, row.reason) == (195, 4, "")
 
 
+def test_a_numbered_scanner_is_a_category_in_the_pooled_regression():
+    ds = STUDY.assign_coords(scanner=("scan", np.arange(195) % 3 + 1))
+    asked = {"covariates": ["age", "scanner"], "levels": {"scanner": [1, 2, 3]}, "fewest": 3}
+    table = stats.pool_regression(documents(ds, **asked)).set_index(["structure", "term"])
+    fit = smf.ols("y ~ age + C(scanner) + C(site)", rows_of(ds).assign(scanner=ds.scanner.to_numpy())).fit()
+    for level in ("2", "3"):
+        row, name = table.loc[("part_3", f"scanner={level}")], f"C(scanner)[T.{level}]"
+        np.testing.assert_allclose([row.estimate, row.se, row.p], [f[name] for f in (fit.params, fit.bse, fit.pvalues)])
+
+
+def test_a_site_where_nobody_has_one_of_the_levels_says_what_it_has():
+    with pytest.raises(ResultsError, match=r"none of \['patient', 'healthy'\]; it has \['PLS', 'control'\]"):
+        documents(STUDY, levels={"group": ["patient", "healthy"]})
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"prior": "nonparametric"}, {"prior": "none"}, {"mean_only": True}, {"reference": "s01"}]
 )

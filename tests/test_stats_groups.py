@@ -9,7 +9,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from hypodask import stats
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import holm
+from hypodask.stats.multiplicity import holm
 
 HYPOTHALAMUS = {"structure": "hypothalamus"}
 

@@ -60,6 +60,19 @@ def test_with_covariates_a_site_has_the_coefficient_of_its_regression(study):
         )
 
 
+def test_a_numbered_scanner_is_a_category(study):
+    """A slope over scanners 1, 2 and 3 would say that the second lies between the others."""
+    scanner = np.arange(study.sizes["scan"]) % 3 + 1
+    found = stats.compare_sites(
+        study.assign_coords(scanner=("scan", scanner)), "volume_mm3", **GROUPS, covariates=["scanner"]
+    )
+    for row in found.itertuples():
+        here = table_of(study).assign(scanner=scanner).query("site == @row.site")
+        fit = smf.ols("y ~ C(group, Treatment('control')) + C(scanner)", here).fit()
+        term = "C(group, Treatment('control'))[T.PLS]"
+        assert (row.estimate, row.p, row.df) == pytest.approx((fit.params[term], fit.pvalues[term], fit.df_resid))
+
+
 def test_the_published_meta_analysis():
     """Q = 152.233, tau2 = 0.3088, mean -0.7141 with error 0.1787, I2 = 92.12 % (Viechtbauer 2010, and metafor's DL)."""
     a, b, c, d = BCG.T

@@ -15,15 +15,18 @@ module                what is decided there
 ``permutation``       the same by permutation of the groups
 ``multiplicity``      adjustment for many comparisons
 ``associations``      a volume against age, disease duration and other covariates
-``covariates``        columns of a linear model: numbers, categories, the size of the head
+``covariates``        what an analysis is adjusted for, as columns of a model
 ``ancova``            groups and associations adjusted for covariates
 ``norms``             where a volume stands among people of its age, sex and size of the head
 ``measured``          groups compared by volumes of which each has its own uncertainty
 ``repeated``          several sessions: how well a volume repeats, how fast it changes
 ``power``             how many scans the next study needs
 ``demographics``      who was scanned: Table 1
+``documents``         JSON that goes from site to site
 ``moments``           sums of a site from which regressions follow
 ``combat``            volumes of several sites on one scale
+``combat_model``      what a fit of ComBat found, and how it is stored
+``shrinkage``         estimates of a site drawn towards what its structures share
 ``sites``             a difference at each site and over all sites
 ``federated``         the same from sums, where the rows of persons stay at their site
 ``published``         all of it in the order of the paper, in one call

@@ -23,7 +23,8 @@ from hypodask.stats.covariates import (
     is_full_rank,
     known_covariates,
 )
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs, repeated_notes
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs, repeated_notes
+from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
 
 WHOLE_LEVERAGE = 1 - 1e-9
@@ -109,7 +110,7 @@ def compare_adjusted(
     tested = [name for name in sorted(names) if found[name].n >= FEWEST_SCANS]
     model = _fit_groups(ds, y, labels, tested, covariates, robust)
     rows = [_adjusted_row(found[a], found[b], model) for a, b in pairs(names, reference)]
-    return _with_holm(rows, ADJUSTED_COLUMNS)
+    return add_holm(pd.DataFrame(rows, columns=list(ADJUSTED_COLUMNS)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,11 +203,6 @@ def _estimates(model: _GroupModel, a: str, b: str) -> dict[str, float]:
     return {name: float(value) for name, value in row.items()}
 
 
-def _with_holm(rows: list[dict[str, object]], columns: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(columns))
-    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
-
-
 def partial_correlate(
     ds: xr.Dataset,
     variable: str,
@@ -267,7 +263,7 @@ def partial_correlate(
         missing = int((usable & (labels == name)).sum() - counted.sum())
         row = {"group": name, "variable": variable, "covariate": covariate, "given": ", ".join(given)}
         rows.append(row | {"missing": missing} | _partial(ds, x, y, given, counted))
-    return _with_holm(rows, PARTIAL_COLUMNS)
+    return add_holm(pd.DataFrame(rows, columns=list(PARTIAL_COLUMNS)))
 
 
 def _partial(

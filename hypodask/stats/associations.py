@@ -11,7 +11,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, MOST_FOR_SHAPIRO, holm, looks_normal, shapiro_p
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, MOST_FOR_SHAPIRO, looks_normal, shapiro_p
+from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import group_labels, group_names, is_constant, usable_scans, values_of
 
 COLUMNS = (
@@ -66,9 +67,7 @@ def correlate(
         missing = int((usable & (labels == name)).sum() - counted.sum())
         named = {"group": name, "variable": variable, "covariate": covariate, "missing": missing}
         rows.append(named | _correlation(y[counted], x[counted]))
-    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
-    table.insert(COLUMNS.index("p_holm"), "p_holm", holm(table["p_recommended"].to_numpy(dtype=np.float64)))
-    return table
+    return add_holm(pd.DataFrame(rows, columns=list(COLUMNS)), "p_recommended")
 
 
 def _correlation(y: Float[ndarray, " n"], x: Float[ndarray, " n"]) -> dict[str, object]:

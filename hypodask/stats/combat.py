@@ -4,15 +4,14 @@ Johnson, Li and Rabinovic 2007 (Biostatistics 8:118); Fortin et al. 2018 (NeuroI
 
     volume = mean + covariates @ coefficients + sd * (shift of the site + sqrt(variance ratio of the site) * noise)
 
-Shift and variance ratio of each site and structure are shrunk towards what the structures of that site have in common.
-All of it follows from the moments of each site (``moments``), which is why sites that cannot share their scans get the
-same model (``federated``).
+Shift and variance ratio of each site and structure are drawn towards what the structures of that site have in common
+(``shrinkage``). All of it follows from the moments of each site (``moments``), which is why sites that cannot share
+their scans get the same model (``federated``).
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,120 +20,38 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from hypodask.errors import ResultsError
+from hypodask.stats.combat_model import ComBat
+from hypodask.stats.covariates import Covariate, encode, known_covariates, read_covariate
 from hypodask.stats.groups import FEWEST_SCANS
-from hypodask.stats.moments import Covariate, Moments, encode, inverse, is_singular, moments_of, read_covariate
-from hypodask.stats.samples import done_scans, group_labels, group_names, require, usable_scans
+from hypodask.stats.moments import Moments, inverse, is_singular, moments_of
+from hypodask.stats.samples import done_scans, group_labels, group_names, is_in, usable_scans, volumes_of
+from hypodask.stats.shrinkage import Prior, SiteEstimates, shrink
 from hypodask.variables import VARIABLES
 
-Prior = Literal["parametric", "nonparametric", "none"]
-"""What the estimates of a site are shrunk towards: a normal and an inverse gamma distribution, the values of the other
-structures themselves, or nothing."""
+SINGULAR_SHARE = 1e-12
+"""Share of a covariate's variation that lies within sites, below which it is rounding."""
 
-SCHEMA = "hypodask.combat"
-VERSION = 1
 
-CONVERGED = 1e-12
-"""Relative change of the estimates at which the iteration ends."""
+@dataclass(frozen=True)
+class Options:
+    """How a model is fitted; each as in :func:`fit_combat`, empty for None."""
 
-MOST_ITERATIONS = 10_000
-"""The iteration shrinks its error by a factor each time; tens are the rule."""
+    variable: str = "volume_mm3"
+    site: str = "site"
+    on: str = ""
+    reference: str = ""
+    prior: Prior = "parametric"
+    mean_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class ComBat:
-    """A fitted model: what :func:`apply_combat` needs, and what was left out of the fit."""
+class SiteMoments:
+    """The moments of the sites, and what their axes are: all that a model follows from."""
 
-    variable: str
-    """Variable that it was fitted on."""
-    site: str
-    """Coordinate that holds the site."""
-    on: str
-    """Group whose scans it was fitted on, empty for all."""
-    prior: Prior
-    mean_only: bool
-    """Whether variances were left as they are."""
-    reference: str
-    """Site whose volumes stay as they are, empty for none."""
+    moments: Moments
     sites: tuple[str, ...]
     structures: tuple[str, ...]
     covariates: tuple[Covariate, ...]
-    n: Float[ndarray, "site structure"]
-    """Volumes behind each estimate."""
-    mean: Float[ndarray, " structure"]
-    """In the unit of the variable, where all covariates are 0."""
-    sd: Float[ndarray, " structure"]
-    """Of the residuals, in the unit of the variable."""
-    coefficients: Float[ndarray, "column structure"]
-    """Unit of the variable per unit of the covariate."""
-    shift: Float[ndarray, "site structure"]
-    """In ``sd``; NaN where there is no estimate, for which :attr:`left_out` has the reason."""
-    variance_ratio: Float[ndarray, "site structure"]
-    """Variance of the site / ``sd ** 2``."""
-    left_out: Mapping[str, str]
-    """Reasons, by ``site``, ``structure`` or ``site: structure``."""
-
-    def to_json(self) -> str:
-        """The model as text that :meth:`from_json` reads."""
-        content = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return json.dumps({"schema": SCHEMA, "version": VERSION, **content}, indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a model.
-
-        Raises
-        ------
-        ResultsError
-            If the text is no such model, one of another version, or damaged.
-        """
-        content = read_document(text, SCHEMA, VERSION)
-        try:
-            content["covariates"] = tuple(Covariate(c["name"], tuple(c["levels"])) for c in content["covariates"])
-            for name in ("sites", "structures"):
-                content[name] = tuple(map(str, content[name]))
-            for name in ("n", "mean", "sd", "coefficients", "shift", "variance_ratio"):
-                content[name] = np.array(content[name], dtype=np.float64)
-            # Without covariates they are an empty list, whose second axis is lost.
-            content["coefficients"] = content["coefficients"].reshape(-1, len(content["structures"]))
-            model = cls(**content)
-        except (TypeError, KeyError, ValueError) as err:
-            raise ResultsError(f"the ComBat model is damaged ({err}): fit it again") from err
-        model._check_shapes()
-        return model
-
-    def _check_shapes(self) -> None:
-        by_site = (len(self.sites), len(self.structures))
-        columns = sum(len(covariate.columns) for covariate in self.covariates)
-        needed = {"n": by_site, "shift": by_site, "variance_ratio": by_site, "mean": by_site[1:], "sd": by_site[1:]}
-        for name, shape in (needed | {"coefficients": (columns, by_site[1])}).items():
-            if getattr(self, name).shape != shape:
-                raise ResultsError(f"{name} of the ComBat model has not the shape {shape}: it is damaged, fit it again")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, ndarray):
-        return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
-    if isinstance(value, tuple):
-        return [asdict(each) if isinstance(each, Covariate) else each for each in value]
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def read_document(text: str, schema: str, version: int) -> dict[str, Any]:
-    """Content of a JSON document of ours, without its schema and version.
-
-    Raises
-    ------
-    ResultsError
-        If it is another one.
-    """
-    try:
-        content = json.loads(text)
-        found = content.pop("schema"), content.pop("version")
-    except (ValueError, KeyError, AttributeError, TypeError) as err:
-        raise ResultsError(f"this is no document of the kind {schema!r}: {err}") from err
-    if found != (schema, version):
-        raise ResultsError(f"found a document {found}, needed {(schema, version)}: make it anew with this hypodask")
-    return dict(content)
 
 
 def fit_combat(
@@ -164,8 +81,9 @@ def fit_combat(
     site
         Coordinate that holds the site.
     covariates
-        Coordinates whose effects are kept: numbers, or text as categories. Name the group here where the model is
-        fitted on several groups, else their differences are taken for those of their sites.
+        What has effects that are kept: numbers, or categories (text, and ``sex, scanner`` and the like also where they
+        are numbered). Name the group here where the model is fitted on several groups, else their differences are taken
+        for those of their sites.
     on
         Group to fit on, such as the controls; None for all scans.
     by
@@ -194,98 +112,48 @@ def fit_combat(
     >>> model.sites, bool((model.shift[0] < model.shift[1]).all())
     (('a', 'b'), True)
     """
-    labels, known = group_labels(ds, site), tuple(read_covariate(_fitted(ds, on, by), name) for name in covariates)
-    x, y = encode(ds, known), volumes_of(ds, variable)
-    counted = usable_scans(ds) & (labels != "") & np.isfinite(x).all(axis=1) & is_in(ds, on, by)
+    labels, y = group_labels(ds, site), volumes_of(ds, variable)
+    counted = usable_scans(ds) & (labels != "") & known_covariates(ds, covariates) & is_in(ds, on, by)
+    known = tuple(read_covariate(ds, name, among=counted) for name in covariates)
+    x = encode(ds, known)
     sites = tuple(group_names(labels[counted]))
     moments = Moments.stack(
         [moments_of(x[m], y[m]) for m in (counted & (labels == name) for name in sites)] or [moments_of(x[:0], y[:0])]
     )
-    return combat_of(
-        moments,
-        sites=sites,
-        structures=tuple(ds["structure"].to_numpy().astype(str).tolist()),
-        covariates=known,
-        reference=reference,
-        prior=prior,
-        mean_only=mean_only,
-        names={"variable": variable, "site": site, "on": on or ""},
-    )
+    structures = tuple(ds["structure"].to_numpy().astype(str).tolist())
+    options = Options(variable, site, on or "", reference or "", prior, mean_only)
+    return combat_of(SiteMoments(moments, sites, structures, known), options)
 
 
-def is_in(ds: xr.Dataset, on: str | None, by: str) -> Bool[ndarray, " scan"]:
-    """Which scans are of a group; all of them if it is None."""
-    if on is None:
-        return np.ones(ds.sizes["scan"], dtype=bool)
-    labels = group_labels(ds, by)
-    group_names(labels, on)
-    inside: ndarray = labels == on
-    return inside
-
-
-def _fitted(ds: xr.Dataset, on: str | None, by: str) -> xr.Dataset:
-    return ds if on is None else ds.isel(scan=is_in(ds, on, by))
-
-
-def volumes_of(
-    ds: xr.Dataset, variable: str, structures: Sequence[str] | None = None
-) -> Float[ndarray, "scan structure"]:
-    """Volumes of these structures, or of all; NaN where there is none."""
-    require(ds, variable, "structure")
-    if "structure" not in ds[variable].dims:
-        raise ResultsError(f"{variable!r} has one value per scan, needed one per structure: name a volume")
-    array, known = ds[variable].transpose("scan", "structure"), ds["structure"].to_numpy().astype(str).tolist()
-    if structures is not None:
-        unknown = sorted(set(structures) - set(known))
-        if unknown:
-            raise ResultsError(f"no structure {unknown} in the results: choose among {known}")
-        array = array.isel(structure=[known.index(structure) for structure in structures])
-    values = array.to_numpy().astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def combat_of(
-    moments: Moments,
-    *,
-    sites: tuple[str, ...],
-    structures: tuple[str, ...],
-    covariates: tuple[Covariate, ...],
-    reference: str | None,
-    prior: Prior,
-    mean_only: bool,
-    names: dict[str, str],
-) -> ComBat:
-    """The model that follows from the moments of the sites; the parameters are those of :func:`fit_combat`.
+def combat_of(given: SiteMoments, options: Options) -> ComBat:
+    """The model that follows from the moments of the sites.
 
     Raises
     ------
     ResultsError
         As :func:`fit_combat` does.
     """
-    left_out = _left_out(moments, sites, structures)
-    kept = moments.where(_has_estimate(moments))
-    _check(kept, sites, structures, covariates, reference, prior)
-    row = sites.index(reference) if reference is not None else None
-    location = _locate(kept, row)
-    found = _site_estimates(kept, location, mean_only)
-    shift, ratio = shrink(found, prior=prior, mean_only=mean_only)
+    kept = replace(given, moments=given.moments.where(_has_estimate(given.moments)))
+    _check(kept, options)
+    row = given.sites.index(options.reference) if options.reference else None
+    location = _locate(kept.moments, row)
+    found = _site_estimates(kept.moments, location, options.mean_only)
+    shift, ratio = shrink(found, prior=options.prior, mean_only=options.mean_only)
     if row is not None:
-        shift[row], ratio[row] = np.where(kept.n[row] > 0, 0.0, np.nan), np.where(kept.n[row] > 0, 1.0, np.nan)
+        there = kept.moments.n[row] > 0
+        shift[row], ratio[row] = np.where(there, 0.0, np.nan), np.where(there, 1.0, np.nan)
     return ComBat(
-        **names,
-        prior=prior,
-        mean_only=mean_only,
-        reference=reference or "",
-        sites=sites,
-        structures=structures,
-        covariates=covariates,
-        n=kept.n,
+        **asdict(options),
+        sites=given.sites,
+        structures=given.structures,
+        covariates=given.covariates,
+        n=kept.moments.n,
         mean=location.mean,
         sd=location.sd,
         coefficients=location.slopes.T,
         shift=shift,
         variance_ratio=ratio,
-        left_out=left_out,
+        left_out=_left_out(given),
     )
 
 
@@ -299,7 +167,8 @@ def _has_estimate(moments: Moments) -> Bool[ndarray, "site structure"]:
     return np.logical_and(has, has.sum(axis=0) >= 2)
 
 
-def _left_out(moments: Moments, sites: tuple[str, ...], structures: tuple[str, ...]) -> dict[str, str]:
+def _left_out(given: SiteMoments) -> dict[str, str]:
+    moments, sites, structures = given.moments, given.sites, given.structures
     enough: ndarray = np.asarray(moments.n >= FEWEST_SCANS)
     varies = _varies(moments)
     most = moments.n.max(axis=1, initial=0).astype(int)
@@ -318,37 +187,31 @@ def _left_out(moments: Moments, sites: tuple[str, ...], structures: tuple[str, .
     return reasons
 
 
-def _check(
-    kept: Moments,
-    sites: tuple[str, ...],
-    structures: tuple[str, ...],
-    covariates: tuple[Covariate, ...],
-    reference: str | None,
-    prior: Prior,
-) -> None:
+def _check(kept: SiteMoments, options: Options) -> None:
     """Raise an error where no model can be had."""
-    used: ndarray = np.any(kept.n > 0, axis=1)
+    n, reference = kept.moments.n, options.reference
+    used: ndarray = np.any(n > 0, axis=1)
     if used.sum() < 2:
         raise ResultsError(
-            f"{used.sum()} of the sites {list(sites)} have {FEWEST_SCANS} usable scans that vary, harmonisation needs "
-            "two such sites: check the column of sites, the covariates and the group to fit on"
+            f"{used.sum()} of the sites {list(kept.sites)} have {FEWEST_SCANS} usable scans that vary, harmonisation "
+            "needs two such sites: check the column of sites, the covariates and the group to fit on"
         )
-    if prior not in get_args(Prior):
-        raise ResultsError(f"no prior {prior!r}: choose one of {list(get_args(Prior))}")
-    if reference is not None and (reference not in sites or not used[sites.index(reference)]):
-        known = [site for site, there in zip(sites, used, strict=True) if there]
+    if options.prior not in get_args(Prior):
+        raise ResultsError(f"no prior {options.prior!r}: choose one of {list(get_args(Prior))}")
+    known = [site for site, there in zip(kept.sites, used, strict=True) if there]
+    if reference and reference not in known:
         raise ResultsError(f"the reference site {reference!r} has no estimate: choose one of {known}")
-    if prior != "none" and np.any(np.count_nonzero(kept.n[used], axis=1) < 2):
+    if options.prior != "none" and np.any(np.count_nonzero(n[used], axis=1) < 2):
         raise ResultsError(
             "a site has a single structure that could be used, and a prior is what structures have in common: "
             "give more structures, or say prior='none'"
         )
-    _refuse_confounded(kept, structures, covariates)
+    _refuse_confounded(kept)
 
 
-def _refuse_confounded(kept: Moments, structures: tuple[str, ...], covariates: tuple[Covariate, ...]) -> None:
-    columns = np.array([column for covariate in covariates for column in covariate.columns])
-    within, total = kept.within(), kept.together()
+def _refuse_confounded(kept: SiteMoments) -> None:
+    columns = np.array([column for covariate in kept.covariates for column in covariate.columns])
+    within, total = kept.moments.within(), kept.moments.together()
     present = within.n[0] > 0
     spread, whole = (np.diagonal(m.xx[0], axis1=-2, axis2=-1) for m in (within, total))
     fixed = present[:, None] & ~(spread > SINGULAR_SHARE * whole)
@@ -360,13 +223,9 @@ def _refuse_confounded(kept: Moments, structures: tuple[str, ...], covariates: t
     singular = present & is_singular(within.xx[0])
     if singular.any():
         raise ResultsError(
-            f"within the sites {columns.tolist()} cannot be told apart ({structures[int(np.argmax(singular))]}): "
+            f"within the sites {columns.tolist()} cannot be told apart ({kept.structures[int(np.argmax(singular))]}): "
             "leave out one that follows from the others"
         )
-
-
-SINGULAR_SHARE = 1e-12
-"""Share of a covariate's variation that lies within sites, below which it is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,17 +252,6 @@ def _locate(kept: Moments, reference: int | None) -> _Location:
     return _Location(slopes, intercepts, mean, np.sqrt(left.sum(axis=0) / counted))
 
 
-@dataclass(frozen=True, eq=False)
-class SiteEstimates:
-    """What each site says by itself, in units of the common standard deviation; NaN where there is nothing."""
-
-    n: Float[ndarray, "site structure"]
-    shift: Float[ndarray, "site structure"]
-    variance_ratio: Float[ndarray, "site structure"]
-    squares: Float[ndarray, "site structure"]
-    """Sum of squares about the shift."""
-
-
 def _site_estimates(kept: Moments, location: _Location, mean_only: bool) -> SiteEstimates:
     n = np.where((kept.n > 0) & np.isfinite(location.mean), kept.n, np.nan)
     shift = np.where(
@@ -412,67 +260,6 @@ def _site_estimates(kept: Moments, location: _Location, mean_only: bool) -> Site
     squares = kept.residual(np.broadcast_to(location.slopes, kept.mean_x.shape)) / location.sd**2
     ratio = np.where(np.isfinite(n), 1.0, np.nan) if mean_only else squares / (n - 1)
     return SiteEstimates(n, shift / location.sd, ratio, squares)
-
-
-def shrink(
-    found: SiteEstimates, *, prior: Prior, mean_only: bool
-) -> tuple[Float[ndarray, "site structure"], Float[ndarray, "site structure"]]:
-    """Shift and variance ratio of each site, drawn towards what its structures have in common."""
-    if prior == "none":
-        return found.shift.copy(), found.variance_ratio.copy()
-    columns = (found.n, found.shift, found.variance_ratio, found.squares)
-    pairs = [_shrink_site(*row, prior, mean_only) for row in zip(*columns, strict=True)]
-    shift, ratio = (np.stack(values) for values in zip(*pairs, strict=True))
-    return shift, ratio
-
-
-def _shrink_site(
-    n: ndarray, shift: ndarray, ratio: ndarray, squares: ndarray, prior: Prior, mean_only: bool
-) -> tuple[ndarray, ndarray]:
-    shifts, ratios = np.full_like(n, np.nan), np.full_like(n, np.nan)
-    there = np.isfinite(n)
-    if there.any():
-        n, shift, ratio, squares = n[there], shift[there], ratio[there], squares[there]
-        if prior == "nonparametric":
-            shifts[there], ratios[there] = _weigh(n, shift, ratio, squares)
-        elif mean_only:
-            # One scan with the common variance, whatever n: as sva and neuroCombat have it.
-            shifts[there], ratios[there] = _posterior_shift(np.ones_like(n), shift, ratio), ratio
-        else:
-            shifts[there], ratios[there] = _iterate(n, shift, ratio, squares)
-    return shifts, ratios
-
-
-def _posterior_shift(n: ndarray, shift: ndarray, ratio: ndarray) -> Float[ndarray, " structure"]:
-    common, spread = shift.mean(), shift.var(ddof=1)
-    return (spread * n * shift + ratio * common) / (spread * n + ratio)
-
-
-def _posterior_ratio(n: ndarray, squares: ndarray, ratio: ndarray) -> Float[ndarray, " structure"]:
-    """Mean of the inverse gamma posterior whose prior has the moments of the ratios, also where they do not vary."""
-    common, spread = ratio.mean(), ratio.var(ddof=1)
-    return (spread * (squares / 2 + common) + common**3) / (spread * (n / 2 + 1) + common**2)
-
-
-def _iterate(n: ndarray, shift: ndarray, ratio: ndarray, squares: ndarray) -> tuple[ndarray, ndarray]:
-    """Posterior means of shift and ratio, each given the other, until they agree (Johnson 2007, equation 3.1)."""
-    ratios = ratio
-    for _ in range(MOST_ITERATIONS):
-        shifts = _posterior_shift(n, shift, ratios)
-        before, ratios = ratios, _posterior_ratio(n, squares + n * (shift - shifts) ** 2, ratio)
-        if np.all(np.abs(ratios - before) <= CONVERGED * before):
-            return shifts, ratios
-    raise ResultsError(f"ComBat did not converge in {MOST_ITERATIONS} steps: try prior='nonparametric'")
-
-
-def _weigh(n: ndarray, shift: ndarray, ratio: ndarray, squares: ndarray) -> tuple[ndarray, ndarray]:
-    """Mean over the values of the other structures, each weighed by how well it explains this one."""
-    misfit = squares[:, None] + n[:, None] * (shift[:, None] - shift) ** 2
-    log_likelihood = -n[:, None] / 2 * np.log(2 * np.pi * ratio) - misfit / (2 * ratio)
-    np.fill_diagonal(log_likelihood, -np.inf)
-    weights = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights @ shift, weights @ ratio
 
 
 def apply_combat(ds: xr.Dataset, model: ComBat) -> xr.Dataset:

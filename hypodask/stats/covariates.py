@@ -1,10 +1,13 @@
-"""What a comparison is adjusted for: age, sex, site, size of the head, as columns of a linear model.
+"""What an analysis is adjusted for: numbers such as age or the size of the head, categories such as sex or site.
 
-Numbers are centred and scaled, so that a model is as well conditioned in mm3 as in litres and its group means are
-those at the mean of every covariate. Categories have one column for each level but the first.
+They are one thing for every model. A category has one column for each level but the first. Sums of sites (``moments``)
+take the columns as they are; where all rows are at hand (``ancova``) they are centred and scaled over the scans that
+count, so that a model is as well conditioned in mm3 as in litres and its group means are those at the mean of every
+covariate.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,8 +15,9 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from hypodask.errors import ResultsError
 from hypodask.stats.demographics import sexes
-from hypodask.stats.samples import group_labels, is_constant, values_of
+from hypodask.stats.samples import group_labels, group_names, is_constant, values_of
 
 CATEGORIES = ("sex", "site", "scanner", "group", "subgroup", "protocol", "model", "version")
 """Never numbers, although the cohort's table may number them; text is a category whatever its name."""
@@ -26,6 +30,27 @@ def is_category(ds: xr.Dataset, name: str) -> bool:
     True
     """
     return name in CATEGORIES or (name in ds.variables and ds[name].dtype.kind in "OUSTb")
+
+
+def category_labels(ds: xr.Dataset, name: str) -> ndarray:
+    """Level of each scan as text, ``""`` where it has none; sexes are ``male`` and ``female``.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such coordinate, or sexes are numbers.
+    """
+    labels = group_labels(ds, name)
+    if name != "sex":
+        return labels
+    named = sexes(ds)
+    if (labels != "").any() and not (named != "").any():
+        # Which of 0, 1 and 2 are men, and which stands for the unknown, differs from one cohort to the next.
+        raise ResultsError(
+            f"'sex' holds {group_names(labels)[:5]}, needed male and female, or M and F: say who is who in the "
+            "cohort's table, and leave unknown ones empty"
+        )
+    return named
 
 
 def covariate_values(ds: xr.Dataset, name: str) -> Float[ndarray, " scan"]:
@@ -47,10 +72,6 @@ def covariate_values(ds: xr.Dataset, name: str) -> Float[ndarray, " scan"]:
     return values_of(ds, name)
 
 
-def _levels(ds: xr.Dataset, name: str) -> ndarray:
-    return sexes(ds) if name == "sex" else group_labels(ds, name)
-
-
 def known_covariates(ds: xr.Dataset, names: Sequence[str]) -> Bool[ndarray, " scan"]:
     """Which scans have a value of every covariate.
 
@@ -60,8 +81,65 @@ def known_covariates(ds: xr.Dataset, names: Sequence[str]) -> Bool[ndarray, " sc
     """
     known = np.ones(ds.sizes["scan"], dtype=bool)
     for name in names:
-        known &= _levels(ds, name) != "" if is_category(ds, name) else np.isfinite(covariate_values(ds, name))
+        known &= category_labels(ds, name) != "" if is_category(ds, name) else np.isfinite(covariate_values(ds, name))
     return known
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A covariate as it enters a model: a number, or a category with its levels."""
+
+    name: str
+    levels: tuple[str, ...] = ()
+    """Of a category, the one that the others are compared with first; empty for a number."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the design: ``age``, or one such as ``sex=male`` for each level but the first."""
+        return tuple(f"{self.name}={level}" for level in self.levels[1:]) if self.levels else (self.name,)
+
+    def encode(self, ds: xr.Dataset) -> Float[ndarray, "scan column"]:
+        """Values of the columns; NaN where a scan has no value, or a level that is not among these."""
+        if not self.levels:
+            return covariate_values(ds, self.name)[:, None]
+        labels = category_labels(ds, self.name)
+        coded = (labels[:, None] == np.array(self.levels[1:], dtype=object)).astype(np.float64)
+        coded[~np.isin(labels, self.levels)] = np.nan
+        return coded
+
+
+def read_covariate(
+    ds: xr.Dataset, name: str, reference: str | None = None, *, among: Bool[ndarray, " scan"] | None = None
+) -> Covariate:
+    """Numbers as they are, a category with its levels in alphabetical order, the reference first.
+
+    Parameters
+    ----------
+    name
+        Coordinate or variable with one value per scan, or ``icv``.
+    reference
+        Level that the others are compared with.
+    among
+        Scans that count, whose levels there are; None for all.
+
+    Raises
+    ------
+    ResultsError
+        If it is a category with a single level, without the reference, or a sex in numbers.
+    """
+    if not is_category(ds, name):
+        return Covariate(name)
+    labels = category_labels(ds, name)
+    # Where no scan counts it is not for the levels to say why.
+    levels = tuple(group_names(labels if among is None or not among.any() else labels[among], reference))
+    if len(levels) < 2:
+        raise ResultsError(f"the covariate {name!r} has the levels {list(levels)}, needed two: leave it out")
+    return Covariate(name, levels)
+
+
+def encode(ds: xr.Dataset, covariates: Sequence[Covariate]) -> Float[ndarray, "scan column"]:
+    """Columns of all covariates side by side."""
+    return np.concatenate([np.empty((ds.sizes["scan"], 0)), *(each.encode(ds) for each in covariates)], axis=1)
 
 
 def covariate_columns(ds: xr.Dataset, names: Sequence[str], counted: Bool[ndarray, " scan"]) -> pd.DataFrame:
@@ -86,12 +164,10 @@ def covariate_columns(ds: xr.Dataset, names: Sequence[str], counted: Bool[ndarra
     {'age': [-0.7, 0.7], 'site=ulm': [0.7, -0.7]}
     """
     columns: dict[str, ndarray] = {}
-    for name in names:
-        if is_category(ds, name):
-            labels = _levels(ds, name)[counted]
-            columns |= {f"{name}={level}": (labels == level).astype(float) for level in sorted(set(labels))[1:]}
-        else:
-            columns[name] = covariate_values(ds, name)[counted]
+    for name in names if counted.any() else ():
+        levels = group_names(category_labels(ds, name)[counted]) if is_category(ds, name) else ()
+        covariate = Covariate(name, tuple(levels))
+        columns |= dict(zip(covariate.columns, covariate.encode(ds)[counted].T, strict=True))
     varying = {name: values for name, values in columns.items() if not is_constant(values)}
     return pd.DataFrame(
         {name: (v - v.mean()) / v.std(ddof=1) for name, v in varying.items()}, index=range(counted.sum())

@@ -17,7 +17,8 @@ from scipy import stats
 from scipy.stats.contingency import odds_ratio
 
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import ALPHA, compare_groups, holm
+from hypodask.stats.groups import ALPHA, compare_groups
+from hypodask.stats.multiplicity import holm
 from hypodask.stats.outliers import find_far_outliers, find_low_quality, find_outliers
 from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, require
 

@@ -14,9 +14,8 @@ Sums are less than rows, and no promise of anonymity: a site with few persons an
 of them. :data:`FEWEST_PERSONS` refuses the plain cases.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -26,9 +25,13 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from hypodask.errors import ResultsError
-from hypodask.stats.combat import ComBat, Prior, combat_of, is_in, read_document, volumes_of
-from hypodask.stats.moments import Covariate, Moments, encode, is_category, moments_of
-from hypodask.stats.samples import usable_scans
+from hypodask.stats.combat import Options, SiteMoments, combat_of
+from hypodask.stats.combat_model import ComBat
+from hypodask.stats.covariates import Covariate, category_labels, covariate_values, encode, is_category
+from hypodask.stats.documents import read_covariates, read_document, write_document
+from hypodask.stats.moments import Moments, moments_of
+from hypodask.stats.samples import group_names, is_in, usable_scans, volumes_of
+from hypodask.stats.shrinkage import Prior
 from hypodask.stats.sites import EFFECT_COLUMNS, effect_at
 
 FEWEST_PERSONS = 10
@@ -68,11 +71,8 @@ class SiteSummary:
     """Of volumes with themselves."""
 
     def to_json(self) -> str:
-        """The document to send; readable, so that who sends it can see what leaves."""
-        content = {name: value for name, value in vars(self).items() if name not in ("covariates", *SUMS)}
-        content["covariates"] = [asdict(covariate) for covariate in self.covariates]
-        content |= {name: getattr(self, name).tolist() for name in SUMS}
-        return json.dumps({"schema": SCHEMA, "version": VERSION, **content}, indent=1, allow_nan=False)
+        """The document to send."""
+        return write_document(vars(self), SCHEMA, VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -85,7 +85,7 @@ class SiteSummary:
         """
         content = read_document(text, SCHEMA, VERSION)
         try:
-            content["covariates"] = tuple(Covariate(c["name"], tuple(c["levels"])) for c in content["covariates"])
+            content["covariates"] = read_covariates(content["covariates"])
             content["structures"] = tuple(map(str, content["structures"]))
             columns = sum(len(covariate.columns) for covariate in content["covariates"])
             for name, shape in _shapes(columns, len(content["structures"])).items():
@@ -135,7 +135,7 @@ def summarize_site(
     name: str,
     structures: Sequence[str],
     covariates: Sequence[str] = ("age", "sex"),
-    levels: Mapping[str, Sequence[str]] | None = None,
+    levels: Mapping[str, Sequence[object]] | None = None,
     on: str | None = None,
     by: str = "group",
     fewest: int = FEWEST_PERSONS,
@@ -152,7 +152,7 @@ def summarize_site(
     name
         Of the site, as the column of sites has it.
     covariates
-        Numbers, or categories.
+        Numbers, or categories: text, and ``sex, scanner`` and the like also where they are numbered.
     levels
         Levels of each category, the one to compare with first; ``sex`` is known. A scan of another level is
         incomplete: ``{"group": ["control", "PLS"]}`` compares these two.
@@ -164,7 +164,8 @@ def summarize_site(
     Raises
     ------
     ResultsError
-        If a column or structure is not there, a category has no levels, or the sums would be about fewer scans.
+        If a column or structure is not there, a category has no levels or none of those that were asked for, or the
+        sums would be about fewer scans.
 
     Examples
     --------
@@ -199,14 +200,18 @@ def summarize_site(
     )
 
 
-def _covariate(ds: xr.Dataset, name: str, levels: Mapping[str, Sequence[str]]) -> Covariate:
+def _covariate(ds: xr.Dataset, name: str, levels: Mapping[str, Sequence[object]]) -> Covariate:
     if not is_category(ds, name):
+        covariate_values(ds, name)
         return Covariate(name)
-    chosen = tuple(levels.get(name, SEXES if name == "sex" else ()))
+    chosen = tuple(map(str, levels.get(name, SEXES if name == "sex" else ())))
     if len(chosen) < 2:
         raise ResultsError(
             f"{name!r} is a category whose levels every site must know: say levels={{{name!r}: [...]}}, two or more"
         )
+    found = group_names(category_labels(ds, name))
+    if found and not set(found) & set(chosen):
+        raise ResultsError(f"{name!r} has none of {list(chosen)}; it has {found}: give levels as the column has them")
     return Covariate(name, chosen)
 
 
@@ -336,13 +341,5 @@ def pool_combat(
         As :func:`pool_regression` and :func:`~hypodask.stats.fit_combat` do.
     """
     read, moments = _pool(summaries)
-    return combat_of(
-        moments,
-        sites=tuple(summary.site for summary in read),
-        structures=read[0].structures,
-        covariates=read[0].covariates,
-        reference=reference,
-        prior=prior,
-        mean_only=mean_only,
-        names={"variable": read[0].variable, "site": site, "on": read[0].on},
-    )
+    given = SiteMoments(moments, tuple(each.site for each in read), read[0].structures, read[0].covariates)
+    return combat_of(given, Options(read[0].variable, site, read[0].on, reference or "", prior, mean_only))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import special, stats
 
+from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import Sample, group_names, samples
 
 ALPHA = 0.05
@@ -90,9 +91,7 @@ def compare_groups(
     found = samples(ds, variable, structure=structure, by=by)
     names = group_names(np.array(list(found), dtype=object), reference)
     rows = [_compare(found[a], found[b]) for a, b in pairs(names, reference)]
-    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
-    table.insert(COLUMNS.index("p_holm"), "p_holm", holm(table["p_recommended"].to_numpy(dtype=np.float64)))
-    return table
+    return add_holm(pd.DataFrame(rows, columns=list(COLUMNS)), "p_recommended")
 
 
 def pairs(names: list[str], reference: str | None) -> list[tuple[str, str]]:
@@ -230,17 +229,3 @@ def repeated_notes(*compared: Sample) -> list[str]:
         for s in compared
         if s.repeated
     ]
-
-
-def holm(p: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Holm's adjustment of the finite p-values; the others stay NaN and do not count.
-
-    >>> holm(np.array([0.01, np.nan, 0.04, 0.03])).tolist()
-    [0.03, nan, 0.06, 0.06]
-    """
-    adjusted = np.full(len(p), np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested])]
-    stepped = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
-    return adjusted

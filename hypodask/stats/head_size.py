@@ -18,9 +18,10 @@ from numpy import ndarray
 from scipy import stats
 
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs
 from hypodask.stats.icv import normalize_icv
-from hypodask.stats.samples import group_labels, group_names, is_constant, usable_scans, values_of
+from hypodask.stats.multiplicity import holm
+from hypodask.stats.samples import group_labels, group_names, is_constant, is_in, usable_scans, values_of
 from hypodask.variables import VARIABLES
 
 Adjustment = Literal["proportion", "residual", "power"]
@@ -104,7 +105,7 @@ def adjust_icv(ds: xr.Dataset, *, method: Adjustment, reference: str | None, by:
     if method not in ("proportion", "residual", "power"):
         raise ResultsError(f"no adjustment {method!r}: choose proportion, residual or power")
     attrs = normalize_icv(ds, reference=reference, by=by)["normalized_volume_mm3"].attrs
-    icv, behind = _icv(ds), _reference_scans(ds, reference, by)
+    icv, behind = _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
     adjusted = xr.full_like(ds["volume_mm3"].transpose("scan", "structure"), np.nan, dtype=np.float64)
     for place, structure in enumerate(ds["structure"].to_numpy().astype(str)):
         if structure != "icv":
@@ -130,16 +131,6 @@ def _adjust(
 def _icv(ds: xr.Dataset) -> Float[ndarray, " scan"]:
     icv = values_of(ds, "volume_mm3", "icv")
     return np.where(icv > 0, icv, np.nan)
-
-
-def _reference_scans(ds: xr.Dataset, reference: str | None, by: str) -> Bool[ndarray, " scan"]:
-    usable = usable_scans(ds)
-    if reference is None:
-        return usable
-    labels = group_labels(ds, by)
-    group_names(labels, reference)
-    members: ndarray = usable & (labels == reference)
-    return members
 
 
 def _relation(
@@ -187,7 +178,7 @@ def relate_to_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -
     >>> relate_to_icv(ds, reference=None)["power"].round(6).tolist()
     [0.5]
     """
-    icv, behind = _icv(ds), _reference_scans(ds, reference, by)
+    icv, behind = _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
     rows = []
     for structure in ds["structure"].to_numpy().astype(str):
         if structure != "icv":
@@ -258,7 +249,7 @@ def compare_icv_adjustments(
     ['none', 'proportion', 'residual', 'power', 'covariate']
     """
     normalize_icv(ds, reference=reference, by=by)  # tells what lacks
-    volume, icv, behind = values_of(ds, "volume_mm3", structure), _icv(ds), _reference_scans(ds, reference, by)
+    volume, icv, behind = values_of(ds, "volume_mm3", structure), _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
     volumes = {method: _adjust(volume, icv, behind, method) for method in ("proportion", "residual", "power")}
     volumes |= {"none": volume, "covariate": volume}
     head = icv - icv[behind & np.isfinite(icv)].mean()

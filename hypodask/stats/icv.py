@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from hypodask.errors import ResultsError
-from hypodask.stats.samples import group_labels, group_names, usable_scans, values_of
+from hypodask.stats.samples import is_in, usable_scans, values_of
 from hypodask.variables import VARIABLES
 
 
@@ -46,11 +46,7 @@ def normalize_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -
     """
     icv_mm3 = values_of(ds, "volume_mm3", "icv")
     icv_mm3 = np.where(icv_mm3 > 0, icv_mm3, np.nan)
-    behind = usable_scans(ds) & np.isfinite(icv_mm3)
-    if reference is not None:
-        labels = group_labels(ds, by)
-        group_names(labels, reference)
-        behind &= labels == reference
+    behind = usable_scans(ds) & np.isfinite(icv_mm3) & is_in(ds, reference, by)
     if not behind.any():
         raise ResultsError(
             f"no usable ICV in the reference group {reference or 'of all scans'!r}: "

@@ -21,7 +21,8 @@ from numpy import ndarray
 from scipy import stats
 from scipy.optimize import brentq
 
-from hypodask.stats.groups import ALPHA, FEWEST_SCANS, holm, pairs, repeated_notes
+from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs, repeated_notes
+from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
 
 COLUMNS = (
@@ -165,8 +166,7 @@ def compare_measured(
         | {"reason": _reason(found[a], means[a], found[b], means[b])}
         for a, b in pairs(names, reference)
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
+    return add_holm(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
 def relative_errors(ds: xr.Dataset, variable: str, structure: str) -> Float[ndarray, " scan"]:

@@ -10,70 +10,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
-from hypodask.errors import ResultsError
-from hypodask.stats.demographics import sexes
-from hypodask.stats.samples import group_labels, group_names, require, values_of
-
 SINGULAR = 1e-10
 """Smallest eigenvalue of the correlations among covariates at which they can still be told apart."""
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """A column of the cohort's table as it enters a regression: a number, or a category with its levels."""
-
-    name: str
-    levels: tuple[str, ...] = ()
-    """Of a category, the one that the others are compared with first; empty for a number."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns of the design: ``age``, or one such as ``sex=male`` for each level but the first."""
-        return tuple(f"{self.name}={level}" for level in self.levels[1:]) or (self.name,)
-
-    def encode(self, ds: xr.Dataset) -> Float[ndarray, "scan column"]:
-        """Values of the columns; NaN where a scan has no value, or a level that is not among these."""
-        if not self.levels:
-            return values_of(ds, self.name)[:, None]
-        labels = _categories(ds, self.name)
-        coded = (labels[:, None] == np.array(self.levels[1:], dtype=object)).astype(np.float64)
-        coded[~np.isin(labels, self.levels)] = np.nan
-        return coded
-
-
-def is_category(ds: xr.Dataset, name: str) -> bool:
-    """Whether a coordinate holds text, not numbers."""
-    require(ds, name)
-    return ds[name].dtype.kind in "OUST"
-
-
-def read_covariate(ds: xr.Dataset, name: str, reference: str | None = None) -> Covariate:
-    """Numbers as they are, text as a category with its levels in alphabetical order, the reference first.
-
-    Raises
-    ------
-    ResultsError
-        If there is no such coordinate, or it is text with a single level or without the reference.
-    """
-    if not is_category(ds, name):
-        return Covariate(name)
-    levels = tuple(group_names(_categories(ds, name), reference))
-    if len(levels) < 2:
-        raise ResultsError(f"the covariate {name!r} has the levels {list(levels)}, needed two: leave it out")
-    return Covariate(name, levels)
-
-
-def _categories(ds: xr.Dataset, name: str) -> ndarray:
-    return sexes(ds) if name == "sex" else group_labels(ds, name)
-
-
-def encode(ds: xr.Dataset, covariates: Sequence[Covariate]) -> Float[ndarray, "scan column"]:
-    """Columns of all covariates side by side."""
-    return np.concatenate([np.empty((ds.sizes["scan"], 0)), *(each.encode(ds) for each in covariates)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

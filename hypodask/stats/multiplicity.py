@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
 from statsmodels.stats.multitest import multipletests
 
 from hypodask.errors import ResultsError
@@ -56,3 +58,22 @@ def adjust_p(table: pd.DataFrame, method: Adjustment = "fdr_bh", *, column: str 
     found = table.drop(columns=f"p_{method}", errors="ignore")
     found.insert(found.columns.tolist().index(column) + 1, f"p_{method}", adjusted)
     return found
+
+
+def add_holm(table: pd.DataFrame, column: str = "p") -> pd.DataFrame:
+    """Fill ``p_holm``, Holm's adjustment over all rows of a table; missing p-values stay missing and do not count."""
+    return table.assign(p_holm=holm(table[column].to_numpy(dtype=np.float64)))
+
+
+def holm(p: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Holm's adjustment of the finite p-values; the others stay NaN and do not count.
+
+    >>> holm(np.array([0.01, np.nan, 0.04, 0.03])).tolist()
+    [0.03, nan, 0.06, 0.06]
+    """
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested])]
+    stepped = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted

@@ -13,7 +13,8 @@ from numpy import ndarray
 from scipy import special, stats
 
 from hypodask.errors import ResultsError
-from hypodask.stats.groups import FEWEST_SCANS, compare_groups, holm
+from hypodask.stats.groups import FEWEST_SCANS, compare_groups
+from hypodask.stats.multiplicity import holm
 from hypodask.stats.samples import Sample, samples
 
 RESAMPLES = 9999

@@ -4,6 +4,7 @@ A scan counts when it is done, is not excluded (where outliers were looked for),
 comparison, belongs to a group. What is left out is counted, never dropped in silence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,23 @@ def values_of(ds: xr.Dataset, variable: str, structure: str | None = None) -> Fl
             f"{variable!r} holds {array.dtype} values that are no numbers, needed one number per scan: "
             "for a category use it as by=, else correct the column in the cohort's table"
         ) from None
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def volumes_of(
+    ds: xr.Dataset, variable: str, structures: Sequence[str] | None = None
+) -> Float[ndarray, "scan structure"]:
+    """Volumes of these structures, or of all; NaN where there is none."""
+    require(ds, variable, "structure")
+    if "structure" not in ds[variable].dims:
+        raise ResultsError(f"{variable!r} has one value per scan, needed one per structure: name a volume")
+    array, known = ds[variable].transpose("scan", "structure"), ds["structure"].to_numpy().astype(str).tolist()
+    if structures is not None:
+        unknown = sorted(set(structures) - set(known))
+        if unknown:
+            raise ResultsError(f"no structure {unknown} in the results: choose among {known}")
+        array = array.isel(structure=[known.index(structure) for structure in structures])
+    values = array.to_numpy().astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -127,6 +145,22 @@ def group_names(labels: ndarray, reference: str | None = None) -> list[str]:
     if reference not in names:
         raise ResultsError(f"no scan is in the reference group {reference!r}: choose one of the groups {names}")
     return [reference, *(name for name in names if name != reference)]
+
+
+def is_in(ds: xr.Dataset, group: str | None, by: str) -> Bool[ndarray, " scan"]:
+    """Which scans are of a group; all of them if it is None.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such column or group.
+    """
+    if group is None:
+        return np.ones(ds.sizes["scan"], dtype=bool)
+    labels = group_labels(ds, by)
+    group_names(labels, group)
+    inside: ndarray = labels == group
+    return inside
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,9 @@ from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.tools.sm_exceptions import ConvergenceWarning, SingularMatrixWarning
 
 from hypodask.errors import ResultsError
+from hypodask.stats.covariates import Covariate, encode, read_covariate
 from hypodask.stats.groups import ALPHA, FEWEST_SCANS
-from hypodask.stats.moments import Covariate, Moments, encode, is_singular, moments_of, read_covariate, regress
+from hypodask.stats.moments import Moments, is_singular, moments_of, regress
 from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, usable_scans, values_of
 
 Method = Literal["paule-mandel", "dersimonian-laird"]
@@ -72,7 +73,8 @@ def compare_sites(
     by
         Coordinate that holds the group.
     covariates
-        Numbers, or text as categories. One that does not vary at a site takes no part there.
+        Numbers, or categories: text, and ``sex, scanner`` and the like also where they are numbered. One that does not
+        vary at a site takes no part there.
     site
         Coordinate that holds the site.
 
@@ -102,9 +104,10 @@ def compare_sites(
     for name in (group, reference):
         group_names(groups, name)
     asked = np.isin(groups, [group, reference])
-    known = [Covariate(by, (reference, group)), *(read_covariate(ds, name) for name in covariates)]
+    counted = asked & usable_scans(ds)
+    known = [Covariate(by, (reference, group)), *(read_covariate(ds, name, among=counted) for name in covariates)]
     x, y = encode(ds, known), values_of(ds, variable, structure)
-    counted = asked & usable_scans(ds) & np.isfinite(x).all(axis=1) & np.isfinite(y)
+    counted &= np.isfinite(x).all(axis=1) & np.isfinite(y)
     outliers = asked & done_scans(ds) & excluded_scans(ds)
     rows = []
     for name in group_names(sites[asked]):
@@ -279,11 +282,11 @@ def mixed_model(
     ResultsError
         If a column is not there, there are fewer than two sites, or covariates cannot be told apart.
     """
-    known = [read_covariate(ds, name, reference if name == by else None) for name in covariates]
+    usable = usable_scans(ds)
+    known = [read_covariate(ds, name, reference if name == by else None, among=usable) for name in covariates]
     if not known:
         raise ResultsError("no covariates: name at least one, such as 'group'")
     x, y, labels = encode(ds, known), values_of(ds, variable, structure), group_labels(ds, site)
-    usable = usable_scans(ds)
     counted = usable & np.isfinite(x).all(axis=1) & np.isfinite(y) & (labels != "")
     terms = [column for covariate in known for column in covariate.columns]
     sites = group_names(labels[counted])
