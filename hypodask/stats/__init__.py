@@ -24,6 +24,7 @@ module                what is decided there
 ``demographics``      who was scanned: Table 1
 ``moments``           sums of a site from which regressions follow
 ``combat``            volumes of several sites on one scale
+``mixed``             a regression with an intercept for each site, drawn at random
 ``sites``             a difference at each site and over all sites
 ``federated``         the same from sums, where the rows of persons stay at their site
 ``published``         all of it in the order of the paper, in one call
