@@ -275,6 +275,44 @@ def test_intervals_at_a_new_site_cover_the_truth(controls):
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
+def aged_by_sex(seed, n):
+    """Men and women of whom the men lose volume sooner, at equal heads; true z too."""
+    rng = np.random.default_rng(seed)
+    age, male, z = rng.uniform(*AGES, n), rng.integers(0, 2, n), rng.normal(size=n)
+    volume = np.exp(6.75 - 0.1 * (1 + 2 * male) * ((age - 20) / 65) ** 2 + 0.08 * z)
+    covariates = {"age": age, "sex": np.where(male, "M", "F"), "group": ["control"] * n}
+    return make_results(volume, covariates=covariates), z
+
+
+def test_each_sex_can_have_its_own_curve():
+    ds, truth = aged_by_sex(3, 1500)
+    old_men = (ds.age.to_numpy() > 60) & (ds.sex.to_numpy() == "M")
+    shared = stats.fit_norms(ds, covariates=["sex"])
+    apart = stats.Norms.from_json(stats.fit_norms(ds, covariates=["sex"], sex_curves=True).to_json())
+    gap = {name: np.mean(z_of(ds, one) - truth, where=old_men) for name, one in (("one", shared), ("two", apart))}
+    assert abs(gap["two"]) < 0.1 < abs(gap["one"])
+    curves = {sex: stats.centile_curves(apart, "hypothalamus", [80.0], sex=sex) for sex in ("male", "female")}
+    assert (curves["male"]["value"] < curves["female"]["value"]).all()
+
+
+def test_curves_of_sexes_are_those_of_a_regression_with_interaction():
+    ds, _ = aged_by_sex(4, 300)
+    norms = stats.fit_norms(ds, covariates=["sex"], sex_curves=True)
+    age, log_sd = ds.age.to_numpy(), norms.structures[0].log_sd
+    low, *inner, high = norms.knots_years
+    design = dmatrix("0 + C(sex):cr(age, knots=inner, lower_bound=low, upper_bound=high)", {
+        "sex": ds.sex.to_numpy(), "age": age, "inner": inner, "low": low, "high": high})  # fmt: skip
+    sd = np.exp(log_sd[0] + log_sd[1] * (age - age.min()) / np.ptp(age))
+    y = np.log(ds.volume_mm3.sel(structure="hypothalamus").to_numpy())
+    expected = (y - WLS(y, np.asarray(design), weights=sd**-2).fit().fittedvalues) / sd
+    np.testing.assert_allclose(z_of(ds, norms), expected, atol=1e-6)
+
+
+def test_curves_of_sexes_need_the_sex():
+    with pytest.raises(ResultsError, match="needed 'sex'"):
+        stats.fit_norms(people(0)[0], covariates=["icv"], sex_curves=True)
+
+
 def test_norms_cannot_be_changed(norms):
     with pytest.raises(dataclasses.FrozenInstanceError):
         norms.schema = 2

@@ -212,7 +212,7 @@ def test_order_and_units_change_no_conclusion(random, unit):
     np.testing.assert_allclose(stats.combine_sites(now)["p"], stats.combine_sites(was)["p"], rtol=1e-5)
     mixed = {"structure": "part_0", "covariates": ["group", "age"]}
     was, now = (stats.mixed_model(each, "volume_mm3", **mixed) for each in (ds, moved))
-    np.testing.assert_allclose(now["z"], was["z"], rtol=1e-4)
+    np.testing.assert_allclose(now["t"], was["t"], rtol=1e-4)
 
 
 def test_the_forest_plot_has_a_point_for_each_site_with_an_estimate():

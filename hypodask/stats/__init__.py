@@ -27,6 +27,7 @@ module                what is decided there
 ``combat``            volumes of several sites on one scale
 ``combat_model``      what a fit of ComBat found, and how it is stored
 ``shrinkage``         estimates of a site drawn towards what its structures share
+``mixed``             a regression with an intercept for each site, drawn at random
 ``sites``             a difference at each site and over all sites
 ``federated``         the same from sums, where the rows of persons stay at their site
 ``published``         all of it in the order of the paper, in one call

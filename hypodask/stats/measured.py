@@ -40,7 +40,9 @@ class WeightedMean:
     n: int
     mean: float
     error: float
-    """Standard error of the mean, with ``n - 1`` degrees of freedom."""
+    """Standard error of the mean."""
+    df: float
+    """Degrees of freedom of the error: ``n - 1``, or fewer where few values have most of the weight."""
     between_sd: float
     """How much people differ; 0 where the errors of measurement explain the whole spread."""
     measured_sd: float
@@ -66,7 +68,8 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
     ----------
     Paule & Mandel, Journal of Research of the National Bureau of Standards 1982 (variance between people); Knapp &
     Hartung, Statistics in Medicine 2003 (standard error), or where it is larger that of MacKinnon & White, Journal of
-    Econometrics 1985 (HC2), which holds also where the errors are not what they are said to be.
+    Econometrics 1985 (HC2), which holds also where the errors are not what they are said to be, with the degrees of
+    freedom of Bell & McCaffrey, Survey Methodology 2002.
 
     Examples
     --------
@@ -80,14 +83,18 @@ def weighted_mean(values: Float[ndarray, " n"], errors: Float[ndarray, " n"]) ->
     spread = float((weights * (values - mean) ** 2).sum() / (len(values) - 1))
     # A spread below that of the errors is chance, or their intervals are too wide: it must not make the mean surer.
     by_model = max(spread, 1.0) / float(weights.sum())
-    error = float(np.sqrt(max(by_model, _sandwich(values - mean, weights))))
-    return WeightedMean(len(values), mean, error, float(np.sqrt(between)), float(np.sqrt((errors**2).mean())))
+    robust, robust_df = _sandwich(values - mean, weights / weights.sum())
+    variance, df = (by_model, len(values) - 1.0) if by_model >= robust else (robust, robust_df)
+    measured = float(np.sqrt((errors**2).mean()))
+    return WeightedMean(len(values), mean, float(np.sqrt(variance)), df, float(np.sqrt(between)), measured)
 
 
-def _sandwich(residuals: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> float:
-    """Variance of a weighted mean by what is left of each value, whatever the weights are right for."""
-    shares = weights / weights.sum()
-    return float((shares**2 * residuals**2 / (1 - shares)).sum())
+def _sandwich(residuals: Float[ndarray, " n"], shares: Float[ndarray, " n"]) -> tuple[float, float]:
+    """Variance of a weighted mean by what is left of each value, whatever the weights are right for, and its df."""
+    # Two moments of a sum of squares of residuals, which go along with each other by the mean that they share.
+    moved = shares**2 / (1 - shares)
+    df = 1 / float((shares**2).sum() + moved.sum() ** 2 - (moved**2).sum())
+    return float((moved * residuals**2).sum()), df
 
 
 def _between_variance(values: Float[ndarray, " n"], known: Float[ndarray, " n"]) -> float:
@@ -207,7 +214,7 @@ def _describe(sample: Sample, found: WeightedMean | None, side: str) -> dict[str
     row |= {f"missing_{side}": sample.missing, f"excluded_{side}": sample.excluded}
     if found is None:
         return row
-    reach = found.error * float(stats.t.ppf(1 - ALPHA / 2, found.n - 1))
+    reach = found.error * float(stats.t.ppf(1 - ALPHA / 2, found.df))
     row |= {f"mean_{side}": found.mean, f"mean_{side}_low": found.mean - reach, f"mean_{side}_high": found.mean + reach}
     row |= {f"between_sd_{side}": found.between_sd, f"measured_sd_{side}": found.measured_sd}
     return row | {f"reliability_{side}": found.reliability}
@@ -218,7 +225,7 @@ def difference_of_means(a: WeightedMean | None, b: WeightedMean | None) -> dict[
     if a is None or b is None:
         return {}
     difference, error2 = a.mean - b.mean, a.error**2 + b.error**2
-    df = error2**2 / (a.error**4 / (a.n - 1) + b.error**4 / (b.n - 1))
+    df = error2**2 / (a.error**4 / a.df + b.error**4 / b.df)
     t, reach = difference / np.sqrt(error2), np.sqrt(error2) * stats.t.ppf(1 - ALPHA / 2, df)
     row = {"difference": difference, "difference_low": difference - reach, "difference_high": difference + reach}
     row |= {"percent": 100 * difference / b.mean if b.mean else np.nan, "t": t, "df": df}

@@ -1,9 +1,10 @@
 """Norms: where a volume stands among people of the same age, sex and size of the head.
 
 The model is a Gaussian one of location and scale, as in GAMLSS (Rigby & Stasinopoulos, Applied Statistics 2005): the
-mean of the logarithm of the volume is a natural cubic spline of age, with a shift by sex and a slope of the logarithm
-of the ICV; the logarithm of its standard deviation is a line in age. Both are fitted together by maximum likelihood,
-with the scale corrected for the columns of the mean (Smyth & Verbyla, Environmetrics 1999).
+mean of the logarithm of the volume is a natural cubic spline of age, with a shift by sex (or a spline of its own for
+each sex) and a slope of the logarithm of the ICV; the logarithm of its standard deviation is a line in age. Both are
+fitted together by maximum likelihood, with the scale corrected for the columns of the mean (Smyth & Verbyla,
+Environmetrics 1999).
 
 Norms are plain numbers: they can be written as JSON, read by another site and, with a few controls of its own, moved
 to its scanner. Ages outside those of the reference have no norm.
@@ -33,6 +34,9 @@ SCHEMA = 1
 KNOTS = (0.05, 0.35, 0.65, 0.95)
 """Quantiles of age at which the spline bends (Harrell, Regression Modeling Strategies, 2001, for four knots)."""
 
+CURVES_OF_SEX = tuple(f"sex:age{i}" for i in range(1, len(KNOTS)))
+"""Columns by which the curve of men differs from that of women."""
+
 SCANS_PER_COLUMN = 10
 """Fewer scans per coefficient fit the sample and not the people (Harrell's rule)."""
 
@@ -61,7 +65,7 @@ class StructureNorm:
     n: int
     """Scans of the reference."""
     columns: tuple[str, ...]
-    """Of the mean: ``1``, splines of age, then sex and ICV where there are."""
+    """Of the mean: ``1``, splines of age, then sex and ICV where there are, then splines of age that differ by sex."""
     mean: tuple[float, ...]
     log_sd: tuple[float, float]
     """Intercept and slope, age running from 0 to 1 over that of the reference."""
@@ -155,6 +159,7 @@ def fit_norms(
     variable: str = "volume_mm3",
     covariates: Sequence[Literal["sex", "icv"]] = ("sex", "icv"),
     scale: Scale = "log",
+    sex_curves: bool = False,
 ) -> Norms:
     """Fit norms to a reference group.
 
@@ -175,6 +180,8 @@ def fit_norms(
         What is adjusted for besides age. Take ``icv`` out for volumes that are divided by it already.
     scale
         Whether the logarithm of a volume is normal, or the volume itself; :func:`check_norms` tells which fits.
+    sex_curves
+        Whether men and women have each a curve of age of their own, not one and a shift: three coefficients more.
 
     Raises
     ------
@@ -195,6 +202,8 @@ def fit_norms(
     [0.0]
     """
     require(ds, variable, "age", "structure")
+    if sex_curves and "sex" not in covariates:
+        raise ResultsError(f"sex_curves with the covariates {list(covariates)}, needed 'sex' among them: add it")
     members = _reference_scans(ds, reference, by, covariates)
     _refuse_repeated(ds, members)
     age = covariate_values(ds, "age")[members]
@@ -213,7 +222,8 @@ def fit_norms(
         age_high_years=float(age.max()),
         structures=(),
     )
-    return replace(empty, structures=tuple(_fit(ds, empty, members, name, covariates) for name in structures))
+    columns = (*covariates, *(CURVES_OF_SEX if sex_curves else ()))
+    return replace(empty, structures=tuple(_fit(ds, empty, members, name, columns) for name in structures))
 
 
 def _reference_scans(
@@ -283,6 +293,7 @@ def _design(
     parts = [np.ones(len(x)), *spline.T]
     parts += [male - 0.5] if "sex" in columns else []
     parts += [np.log(icv_mm3) - centre] if "icv" in columns else []
+    parts += [(male - 0.5) * column for column in spline.T] if CURVES_OF_SEX[0] in columns else []
     return np.column_stack(parts), np.column_stack([np.ones(len(x)), x])
 
 

@@ -5,7 +5,6 @@ Two ways that need no harmonised volumes: a random-effects meta-analysis of what
 each site that is drawn at random. In neither can a site's scanner be taken for a difference between groups.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -15,20 +14,30 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
-from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.meta_analysis import combine_effects
-from statsmodels.tools.sm_exceptions import ConvergenceWarning, SingularMatrixWarning
 
 from hypodask.errors import ResultsError
 from hypodask.stats.covariates import Covariate, encode, read_covariate
 from hypodask.stats.groups import ALPHA, FEWEST_SCANS
+from hypodask.stats.mixed import RandomIntercept, fit_random_intercept
 from hypodask.stats.moments import Moments, is_singular, moments_of, regress
-from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, usable_scans, values_of
+from hypodask.stats.samples import (
+    done_scans,
+    excluded_scans,
+    group_labels,
+    group_names,
+    is_constant,
+    usable_scans,
+    values_of,
+)
 
 Method = Literal["paule-mandel", "dersimonian-laird"]
 """How the variance between sites is estimated; the first is better where sites differ in size (Veroniki 2016)."""
 
 METHODS: dict[str, str] = {"paule-mandel": "pm", "dersimonian-laird": "dl"}
+
+FEWEST_DF = 0.5
+"""With as many sites as columns that differ between them alone, none is left to test on; the rest is rounding."""
 
 EFFECT_COLUMNS = ("site", "n", "estimate", "se", "low", "high", "t", "df", "p", "reason")
 
@@ -44,7 +53,7 @@ COMBINED_COLUMNS = (
 )
 
 MIXED_COLUMNS = (
-    *("term", "n", "sites", "missing", "estimate", "se", "low", "high", "z", "p"),
+    *("term", "n", "sites", "missing", "estimate", "se", "low", "high", "t", "df", "p"),
     *("site_sd", "residual_sd", "reason"),
 )
 
@@ -253,8 +262,8 @@ def mixed_model(
 ) -> pd.DataFrame:
     """Fit a linear model with a random intercept for each site, by restricted maximum likelihood.
 
-    The p-values are of the normal distribution: with fewer than some ten sites they are too small for a covariate
-    that varies between sites more than within.
+    Tests are those of Kenward and Roger. They count sites where a covariate differs between sites, and scans where it
+    differs within, so that also few sites give no p that is too small.
 
     Parameters
     ----------
@@ -274,13 +283,26 @@ def mixed_model(
     DataFrame
         One row per ``term``, such as ``age`` or ``group=PLS``: ``n`` scans of ``sites``, ``missing`` (usable, but
         without one of the values), ``estimate`` in the unit of the variable per unit of the covariate with ``se``,
-        95 % interval, ``z`` and ``p``; ``site_sd`` and ``residual_sd`` in the unit of the variable, the same in each
-        row; ``reason`` where there is no result, or what to mind.
+        95 % interval, ``t, df`` and ``p``; ``site_sd`` and ``residual_sd`` in the unit of the variable, the same in
+        each row; ``reason`` where there is no result, or what to mind.
 
     Raises
     ------
     ResultsError
         If a column is not there, there are fewer than two sites, or covariates cannot be told apart.
+
+    References
+    ----------
+    Patterson & Thompson, Biometrika 1971; Kenward & Roger, Biometrics 1997.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(
+    ...     {"volume": ("scan", [8.0, 10, 9, 11, 14, 12, 5, 7])},
+    ...     coords={"dose": ("scan", [0] * 4 + [1] * 4), "site": ("scan", list("aabbccdd"))},
+    ... )
+    >>> mixed_model(ds, "volume", covariates=["dose"])[["sites", "df", "p"]].round(3).values.tolist()
+    [[4.0, 2.0, 1.0]]
     """
     usable = usable_scans(ds)
     known = [read_covariate(ds, name, reference if name == by else None, among=usable) for name in covariates]
@@ -294,7 +316,7 @@ def mixed_model(
         raise ResultsError(f"usable scans at the sites {sites}, a random intercept needs two sites or more")
     _refuse_singular(moments_of(x[counted], y[counted, None]), terms)
     shared = {"n": int(counted.sum()), "sites": len(sites), "missing": int((usable & ~counted).sum())}
-    rows = _fit_mixed(y[counted], x[counted], pd.factorize(labels[counted], sort=True)[0])
+    rows = _mixed_rows(y[counted], x[counted], pd.factorize(labels[counted], sort=True)[0])
     named = [{"term": term, **shared, **row} for term, row in zip(terms, rows, strict=True)]
     return pd.DataFrame(named, columns=list(MIXED_COLUMNS))
 
@@ -307,29 +329,29 @@ def _refuse_singular(moments: Moments, terms: list[str]) -> None:
         raise ResultsError(f"{what}: leave out those that follow from the others")
 
 
-def _fit_mixed(y: Float[ndarray, " n"], x: Float[ndarray, "n column"], site: ndarray) -> list[dict[str, object]]:
-    """One row per column; everything is standardised first, so that units do not move the optimiser."""
-    scale_y, scale_x = y.std(), x.std(axis=0)
-    if not scale_y > 1e-12 * np.abs(y).max():
-        return [{"reason": "the variable is the same in every scan"}] * x.shape[1]
-    standard = np.column_stack([np.ones(len(y)), (x - x.mean(axis=0)) / scale_x])
-    with warnings.catch_warnings():
-        # What it warns of is in the result: not converged, or a variance of zero, which is told in the reason.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", SingularMatrixWarning)
-        fit = MixedLM((y - y.mean()) / scale_y, standard, groups=site).fit(reml=True)
-    between = float(np.sqrt(fit.cov_re[0, 0]) * scale_y)
-    shared: dict[str, object] = {"site_sd": between, "residual_sd": float(np.sqrt(fit.scale) * scale_y), "reason": ""}
-    if not fit.converged:
-        return [{"reason": "the mixed model did not converge: use compare_sites and combine_sites"}] * x.shape[1]
-    if between <= 1e-3 * shared["residual_sd"]:  # type: ignore[operator]
-        shared["reason"] = "the sites do not differ: the model is an ordinary regression"
-    units = scale_y / scale_x
-    slopes, errors = fit.fe_params[1:] * units, fit.bse_fe[1:] * units
-    return [_term(float(slope), float(error)) | shared for slope, error in zip(slopes, errors, strict=True)]
+def _mixed_rows(y: Float[ndarray, " n"], x: Float[ndarray, "n column"], site: ndarray) -> list[dict[str, object]]:
+    """One row per column."""
+    if reason := _why_not_mixed(y, x, site):
+        return [{"reason": reason}] * x.shape[1]
+    found = fit_random_intercept(y, x, site)
+    return [_term(found, column) for column in range(x.shape[1])]
 
 
-def _term(estimate: float, se: float) -> dict[str, object]:
-    z = estimate / se
-    row: dict[str, object] = {"estimate": estimate, "se": se, "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
-    return row | _interval(estimate, se * float(stats.norm.ppf(1 - ALPHA / 2)), "low", "high")
+def _why_not_mixed(y: Float[ndarray, " n"], x: Float[ndarray, "n column"], site: ndarray) -> str:
+    if is_constant(y):
+        return "the variable is the same in every scan"
+    n = np.bincount(site)
+    y_within, *x_within = (values - (np.bincount(site, values) / n)[site] for values in (y - y.mean(), *x.T))
+    left = y_within - np.stack(x_within, 1) @ np.linalg.lstsq(np.stack(x_within, 1), y_within)[0]
+    return "" if left.std() > 1e-10 * y.std() else "sites and covariates explain the values wholly"
+
+
+def _term(found: RandomIntercept, column: int) -> dict[str, object]:
+    row: dict[str, object] = {"site_sd": found.site_sd, "residual_sd": found.residual_sd}
+    estimate, se, df = (float(values[column]) for values in (found.slopes, found.errors, found.df))
+    if not df > FEWEST_DF:
+        return row | {"estimate": estimate, "reason": "there are too few sites to tell the covariate from them"}
+    t = estimate / se
+    row |= {"estimate": estimate, "se": se, "t": t, "df": df, "p": float(2 * stats.t.sf(abs(t), df))}
+    row |= _interval(estimate, se * float(stats.t.ppf(1 - ALPHA / 2, df)), "low", "high")
+    return row | {"reason": "" if found.site_sd else "the sites do not differ: the model is an ordinary regression"}
