@@ -6,8 +6,11 @@ what the engine does costs as much as it costs, the work costs nothing, and othe
 With many workers it is too strict, since in life each worker has its own core for what Dask does there; what workers
 watch of themselves is turned down.
 
-A scan takes 8 s on a CPU (fused), or 4 s of preparation on a CPU and then 0.4 s on a GPU, so that ten CPU workers keep
-one GPU busy. Throughput is counted between the first and the last tenth of the scans, when every worker has work.
+The plans are the product's: how a scan is sent off and how it asks for its networks is :func:`submit` of
+:mod:`hypodask.cluster.connection`, and the window has the product's size. Only what takes time stands in: a scan is 8 s
+on a CPU (fused), or 4 s on a CPU, which then waits while each of two networks takes 0.2 s on a GPU (split), so that ten
+CPU workers keep one GPU busy. Throughput is counted between the first and the last tenth of the scans, when every
+worker has work.
 """
 
 import argparse
@@ -26,12 +29,17 @@ import dask.config
 import distributed.metrics
 import numpy as np
 import pandas as pd
-from distributed import Client, Future, Scheduler, SpecCluster, Worker, as_completed
+from distributed import Client, Future, Scheduler, SpecCluster, Worker, as_completed, get_client
 
 from benchmarks.standins import wait
+from hypodask.cluster.connection import submit
+from hypodask.cluster.window import MORE, PER_THREAD
 
-FUSED_SECONDS, PREPARE_SECONDS, INFER_SECONDS = 8.0, 4.0, 0.4
+FUSED_SECONDS, PREPARE_SECONDS, NETWORK_SECONDS = 8.0, 4.0, 0.2
 """Times of one scan: of the order of those of the pipeline, chosen and not measured."""
+
+NETWORKS = 2
+INFER_SECONDS = NETWORKS * NETWORK_SECONDS
 
 CPU_WORKERS = (1, 8, 64)
 SCANS_EACH = 20
@@ -90,13 +98,20 @@ def set_clocks(clock: Callable[[], float]) -> None:
 
 def fused(client: Client) -> Future:
     """A scan as one task."""
-    return client.submit(wait, FUSED_SECONDS, resources={"CPU": 1}, pure=False)
+    return submit(client, None, wait, FUSED_SECONDS)
 
 
 def split(client: Client) -> Future:
-    """A scan that is prepared on a CPU and goes on on a GPU."""
-    prepared = client.submit(wait, PREPARE_SECONDS, resources={"CPU": 1}, pure=False)
-    return client.submit(wait, INFER_SECONDS, prepared, resources={"GPU": 1}, pure=False)
+    """A scan on a CPU worker that has its networks run by a worker with a GPU."""
+    return submit(client, "CPU", prepared_and_outlined)
+
+
+async def prepared_and_outlined() -> None:
+    """Run in a CPU worker, which is kept from other scans while it waits."""
+    client = await get_client()
+    await wait(PREPARE_SECONDS)
+    for _ in range(NETWORKS):
+        await submit(client, "GPU", wait, NETWORK_SECONDS)
 
 
 async def moments(client: Client, plan: Plan, scans: int, window: int) -> AsyncIterator[float]:
@@ -122,7 +137,7 @@ class Case:
 
     @property
     def ideal_per_second(self) -> float:
-        """Scans a second if no worker ever waited and nothing but the work took time."""
+        """Scans a second if no worker ever waited, not even for a GPU, and nothing but the work took time."""
         if not self.gpus:
             return self.cpus / FUSED_SECONDS
         return min(self.cpus / PREPARE_SECONDS, self.gpus / INFER_SECONDS)
@@ -142,8 +157,9 @@ def cluster_of(case: Case) -> SpecCluster:
         number: {"cls": Worker, "options": {"nthreads": 1, "resources": {kind: 1}, "memory_limit": 0, **quiet}}
         for number, kind in enumerate(kinds)
     }
+    here = quiet | {"dashboard_address": "127.0.0.1:0"}
     return SpecCluster(
-        workers=workers, scheduler={"cls": Scheduler, "options": quiet}, asynchronous=True, silence_logs=logging.ERROR
+        workers=workers, scheduler={"cls": Scheduler, "options": here}, asynchronous=True, silence_logs=logging.ERROR
     )
 
 
@@ -151,7 +167,7 @@ async def measured(case: Case) -> dict[str, object]:
     """Throughput of a case against the ideal."""
     dask.config.set(HOUSEKEEPING)
     set_clocks(asyncio.get_running_loop().time)
-    scans, window = max(40, SCANS_EACH * case.cpus), 2 * (case.cpus + case.gpus) + 4
+    scans, window = max(40, SCANS_EACH * case.cpus), PER_THREAD * case.cpus + MORE
     async with cluster_of(case) as cluster, Client(cluster, asynchronous=True, set_as_default=False) as client:
         busy = time.process_time()
         done = [moment async for moment in moments(client, case.plan, scans, window)]

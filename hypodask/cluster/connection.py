@@ -1,15 +1,18 @@
 """A client of the user's cluster, or of workers that are started on this machine."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import dask.config
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from hypodask.errors import ClusterError
+
+Value = TypeVar("Value")
 
 WORKER_BYTES = 3 * 2**30
 """Memory that a worker is taken to need; an estimate, not a measurement."""
@@ -89,3 +92,11 @@ def workers_of(client: Client, having: str | None = None) -> dict[str, int]:
 def side_of(client: Client) -> str | None:
     """Which resource the tasks of scans need: ``CPU`` where others have the networks run on GPUs for them."""
     return "CPU" if workers_of(client, "GPU") and workers_of(client, "CPU") else None
+
+
+def submit(
+    client: Client, on: str | None, function: Callable[..., Value], *args: Any, **options: Any
+) -> "Future[Value]":
+    """Send off a call that needs one of a resource; with ``None`` any worker will do."""
+    needs = {} if on is None else {"resources": {on: 1}}
+    return client.submit(function, *args, pure=False, **needs, **options)

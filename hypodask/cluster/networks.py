@@ -11,9 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_client, get_worker
+from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_client, get_worker
 from numpy import ndarray
 
+from hypodask.cluster.connection import submit
 from hypodask.errors import ClusterError, ModelError
 from hypodask.segmentation import Segmentation
 from hypodask.segmentation.predict import ShippedNetwork
@@ -102,9 +103,7 @@ class _OnGPU(ShippedNetwork):
 
     def outlined(self, image: ndarray) -> Segmentation:
         """Have it outlined elsewhere; a worker that dies of it is as a disk that fails."""
-        there: Future[Segmentation] = get_client().submit(
-            _outlined_here, self.plugin, self.number, image, resources={"GPU": 1}, pure=False
-        )
+        there = submit(get_client(), "GPU", _outlined_here, self.plugin, self.number, image)
         try:
             return there.result()
         except KilledWorker as err:

@@ -17,7 +17,7 @@ from distributed import Client, Future, KilledWorker
 from distributed.client import FutureCancelledError
 from distributed.protocol.pickle import dumps, loads
 
-from hypodask.cluster.connection import workers_of
+from hypodask.cluster.connection import submit, workers_of
 from hypodask.errors import ClusterError, ScanTimeoutError
 
 Task = Callable[[Any], Any]
@@ -27,6 +27,9 @@ LARGEST_BATCH = 256
 
 BATCH_SECONDS = 1.0
 """Scans that take less go several to a task, as many as are done in this time."""
+
+PER_THREAD, MORE = 2, 4
+"""Tasks in flight: so many for each thread of a worker, and a few, as workers come and go."""
 
 WINDOW_SECONDS = 5.0
 """How often the workers are counted anew; asking each time would cost more than a task."""
@@ -94,9 +97,8 @@ def _stream(
         while True:
             while waiting and len(flying) < window.size():
                 batch = batches.take(waiting, window.size())
-                needs = {} if window.on is None else {"resources": {window.on: 1}}
                 key = f"treat-{run}-{batch[0]}"
-                future = client.submit(_work_through, task, _packed(batch), key=key, pure=False, **needs)
+                future = submit(client, window.on, _work_through, task, _packed(batch), key=key)
                 flying[str(future.key)] = _Flight(batch, future)
                 future.add_done_callback(land)
             if not flying:
@@ -203,10 +205,16 @@ class Batches:
 
 
 class Window:
-    """How many scans may be in flight: two per worker thread and a few, as workers come and go."""
+    """How many tasks may be in flight, by the threads of those workers that there are."""
 
     def __init__(
-        self, client: Client, fixed: int | None = None, *, per_thread: int = 2, more: int = 4, on: str | None = None
+        self,
+        client: Client,
+        fixed: int | None = None,
+        *,
+        per_thread: int = PER_THREAD,
+        more: int = MORE,
+        on: str | None = None,
     ) -> None:
         self.on = on
         """Resource that a worker must have."""
