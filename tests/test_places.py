@@ -3,21 +3,22 @@
 import inspect
 import os
 import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dask.config
 import pandas as pd
 import psutil
 import pytest
 from distributed import Client
 
-from hypodask.cluster import each, process
+from hypodask.cluster import process
 from hypodask.cohort import Cohort
+from hypodask.errors import ClusterError
 from hypodask.row import Row
-
-pytestmark = pytest.mark.thorough
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -40,13 +41,6 @@ def cohort(tmp_path: Path) -> Cohort:
     return Cohort(pd.DataFrame({"scan": [path.stem for path in paths], "path": [str(path) for path in paths]}))
 
 
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that are started from a command line find this file as well."""
-    known = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, known)))
-
-
 def listening(process_: psutil.Process) -> set[str]:
     """Addresses at which a process and those it started take connections."""
     family = [process_, *process_.children(recursive=True)]
@@ -54,29 +48,55 @@ def listening(process_: psutil.Process) -> set[str]:
     return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
-def test_scheduler_and_workers_talk_tls_on_loopback_and_only_to_whom_has_the_certificate(tmp_path, cohort, importable):
-    places = example("scheduler_and_workers")
-    with places["cluster"](tmp_path, 1) as client:
-        certificate, address = tmp_path / "cluster.pem", client.scheduler.address
-        assert address.startswith("tls://127.0.0.1:")
-        assert certificate.stat().st_mode & 0o077 == 0
-        assert listening(psutil.Process()) == {"127.0.0.1"}
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the certificate of the cluster is."""
+    return tmp_path_factory.mktemp("certificate") / "cluster.pem"
 
-        results = process(cohort, str(tmp_path / "out"), client, progress=False, treat=treat, load=None)
-        assert results["status"].to_numpy().tolist() == ["done"] * 4
-        assert str(os.getpid()) not in results["warnings"].to_numpy()
 
-        (tmp_path / "stranger").mkdir()
-        stranger = places["security_of"](places["write_certificate"](tmp_path / "stranger"))
-        for refused in ({"security": stranger}, {}, {"address": address.replace("tls://", "tcp://")}):
-            with pytest.raises((OSError, TypeError)):
-                Client(**{"address": address, **refused}, timeout=1, set_as_default=False)
+@pytest.fixture(scope="module")
+def encrypted(certificate: Path) -> Iterator[Client]:
+    """Scheduler and worker that were started by hand, with TLS."""
+    known = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patched:
+        # Workers that are started from a command line find this file as well.
+        patched.setenv("PYTHONPATH", os.pathsep.join(filter(None, known)))
+        with example("scheduler_and_workers")["cluster"](certificate.parent, 1) as client:
+            yield client
 
-        # As the command line does it: an address, and the certificate by Dask's own configuration.
-        settings = dict.fromkeys(("ca-file", "client.cert", "client.key"), str(certificate))
-        with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in settings.items()}):
-            again = process(cohort, str(tmp_path / "again"), address, progress=False, treat=treat, load=None)
-        assert again["status"].to_numpy().tolist() == ["done"] * 4
+
+def test_scheduler_and_workers_talk_tls_on_loopback(encrypted, certificate, cohort, tmp_path):
+    assert encrypted.scheduler.address.startswith("tls://127.0.0.1:")
+    assert certificate.stat().st_mode & 0o077 == 0
+    assert listening(psutil.Process()) == {"127.0.0.1"}
+    results = process(cohort, str(tmp_path / "out"), encrypted, progress=False, treat=treat, load=None)
+    assert results["status"].to_numpy().tolist() == ["done"] * 4
+    assert str(os.getpid()) not in results["warnings"].to_numpy()
+
+
+def test_who_lacks_the_certificate_is_turned_away(encrypted, cohort, tmp_path):
+    places, address = example("scheduler_and_workers"), encrypted.scheduler.address
+    stranger = places["security_of"](places["write_certificate"](tmp_path))
+    for refused in ({"security": stranger}, {}, {"address": address.replace("tls://", "tcp://")}):
+        with pytest.raises((OSError, TypeError)):
+            Client(**{"address": address, **refused}, timeout=1, set_as_default=False)
+    with pytest.raises(ClusterError, match="name the files of its certificate by DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
+        process(cohort, str(tmp_path / "out"), address, progress=False, treat=treat, load=None)
+
+
+def test_the_command_line_is_let_in_by_the_certificate_that_dasks_variables_name(encrypted, certificate, tmp_path):
+    scan = tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.touch()
+    parts = ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
+    named = {f"DASK_DISTRIBUTED__COMM__TLS__{part}": str(certificate) for part in parts}
+    command = ["run", str(tmp_path), str(tmp_path / "out"), "--scheduler", encrypted.scheduler.address, "--no-report"]
+    main = [sys.executable, "-c", "from hypodask.cli import main; main()"]
+    ended = subprocess.run([*main, *command], env=os.environ | named, capture_output=True, text=True)
+    # The method itself was run, on a file that is no scan.
+    assert (ended.returncode, ended.stderr.count("Error")) == (1, 0)
+    assert "sub-01 failed at read" in ended.stdout
+    assert "is empty" in ended.stdout
 
 
 def test_each_gpu_has_a_worker_of_its_own_whose_device_was_set_before_it_started(monkeypatch):
@@ -94,13 +114,6 @@ def test_each_gpu_has_a_worker_of_its_own_whose_device_was_set_before_it_started
         (worker,) = client.scheduler_info()["workers"].values()
         assert (worker["nthreads"], worker["resources"]) == (1, {"GPU": 1.0})
         assert listening(psutil.Process()) == {"127.0.0.1"}
-
-
-def test_workers_that_are_started_here_take_connections_from_this_machine_only():
-    outcomes = each(abs, [-1, -2], workers=1)
-    assert next(outcomes).get() in (1, 2)
-    assert listening(psutil.Process()) == {"127.0.0.1"}
-    assert len(list(outcomes)) == 1
 
 
 def test_the_slurm_job_starts_one_worker_with_tls_that_ends_before_its_time(tmp_path):

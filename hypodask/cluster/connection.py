@@ -29,6 +29,14 @@ busy machine or a slow disk takes longer than Dask's own 15 seconds. Without wor
 CONNECT_SECONDS = 30
 """How long a scheduler may take to answer."""
 
+ADDRESS_ADVICE = "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786 or tls://10.0.0.1:8786"
+
+CERTIFICATE_ADVICE = (
+    "name the files of its certificate by DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY, "
+    "and see that the scheduler is there"
+)
+
 
 @contextmanager
 def reached_cluster(client: Client | str | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
@@ -69,11 +77,10 @@ def _reached(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address."""
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as err:
-        raise ClusterError(
-            f"no Dask scheduler answers at {address!r} ({err}); give the address that `dask scheduler` printed, such "
-            "as tcp://10.0.0.1:8786"
-        ) from err
+    # A TypeError is what Dask has where it knows no certificate.
+    except (OSError, TypeError, ValueError) as err:
+        advice = CERTIFICATE_ADVICE if address.startswith("tls://") else ADDRESS_ADVICE
+        raise ClusterError(f"no Dask scheduler answers at {address!r} ({err}); {advice}") from err
     with client:
         yield client
 
