@@ -157,7 +157,8 @@ def flat_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     rows = list(rows)
     if not rows:
         return pd.DataFrame({"scan": pd.Series([], dtype=str)})
-    columns = {name: [row.get(name, math.nan) for row in rows] for name in _keys(rows) if name not in PER_STRUCTURE}
+    single = [name for name in _keys(rows) if name not in PER_STRUCTURE]
+    columns: dict[str, Any] = {name: [row.get(name, math.nan) for row in rows] for name in single}
     for name in PER_STRUCTURE:
         given = [row.get(name) or {} for row in rows]
         columns |= {f"{name}.{key}": np.array([one.get(key, math.nan) for one in given], float) for key in _keys(given)}
