@@ -20,6 +20,8 @@ from hypodask.cohort import Cohort
 from hypodask.errors import ClusterError
 from hypodask.row import Row
 
+pytestmark = pytest.mark.thorough
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

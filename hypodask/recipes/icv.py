@@ -66,9 +66,9 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
     schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE[initial is not None])
-    start = load_weights(initial)[0][0] if initial else None
-    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start)
-    card = partial(icv_card, len(maps), steps)
+    start, origin = load_weights(initial) if initial else ((None,), None)
+    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start[0])
+    card = partial(icv_card, len(maps), steps, origin=origin)
     network = ShippedNetwork((model,), card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
     write_figures(run / "held-out.json", figures)
@@ -132,8 +132,11 @@ def _agreement(
     }
 
 
-def icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
-    """What is known of the network."""
+def icv_card(heads: int, steps: int, figures: Figures, origin: ModelCard | None = None) -> ModelCard:
+    """What is known of the network, which may have gone on from weights with the card ``origin``."""
+    went_on = (
+        f", going on from {origin.name} {origin.version} ({origin.training_data.split('; ')[-1]})" if origin else ""
+    )
     measured_on = (
         f"{len(figures)} synthetic T1-weighted scans of label maps that were not trained on, in the pose that was "
         "found for each map; no real scan with a known intracranial volume was at hand"
@@ -141,12 +144,13 @@ def icv_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     training_data = (
         f"{heads} whole-head label maps (FreeSurfer numbering with fluid, bone and other tissues of the head) imaged "
         "with random contrasts, poses, shapes, sizes of the brain within the skull, point spread, cut fields of view, "
-        f"skull-stripping, bias fields, ghosts and noise; {steps} steps"
+        f"skull-stripping, bias fields, ghosts and noise; {steps} steps{went_on}"
     )
     card = whole_card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, summary(figures, measured_on))
     learnt = "learnt from skulls that move and brains that draw back from them; cross-entropy alone"
     changes = (
+        "0.4.0: the border of the cavity moves as far out as in; twice as many steps",
         f"0.3.0: sees 1 mm in plane; {learnt}",
         "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network",
     )
-    return replace(card, version="0.3.0", changelog=(*changes, *card.changelog))
+    return replace(card, version="0.4.0", changelog=(*changes, *card.changelog))
