@@ -45,6 +45,9 @@ Models = Model | Sequence[Model] | None
 SHIPPED: tuple[Task, ...] = ("hypothalamus", "icv")
 """Networks that come with hypodask, one for each task."""
 
+CANAL_MM2 = 300.0
+"""Cross-section of the spinal canal, at most: the fluid in it counts as cavity, and leaves the box downwards."""
+
 STRIPPED_SHARE = 0.05
 """Less tissue than this outside the skull, relative to the cavity, and the skull has been stripped."""
 
@@ -237,8 +240,7 @@ def _interval(network: Network, name: str, volume_mm3: float, conditions: Condit
 def _cut_off(volumes: list[Volumes], alignment: Alignment) -> Iterator[str]:
     """Sentences about outlines that end where a network's box or the slab of the paper ends."""
     for tidied in (one.tidied for one in volumes):
-        outline, grid = tidied.label_map > 0, tidied.grid
-        if faces := faces_reached(outline, grid, grid, np.eye(4)):
+        if faces := _box_faces(tidied):
             yield (
                 f"The outline of the {tidied.labels.whole} ends at the {_listed(faces)} of the box that its network "
                 "looks at; what lies beyond does not count."
@@ -250,6 +252,14 @@ def _cut_off(volumes: list[Volumes], alignment: Alignment) -> Iterator[str]:
         faces := faces_reached(hypothalamus.label_map > 0, hypothalamus.grid, slab_grid(), to_slab)
     ):
         yield f"The outline of the hypothalamus ends at the {_listed(faces)} of the slab in its label map there."
+
+
+def _box_faces(tidied: Segmentation) -> tuple[str, ...]:
+    """Faces of its network's box that an outline ends at, but for a cavity that goes on down the spinal canal."""
+    outline, grid = tidied.label_map > 0, tidied.grid
+    faces = faces_reached(outline, grid, grid, np.eye(4))
+    canal = outline[:, :, 0].sum() * grid.spacing_mm[0] * grid.spacing_mm[1] < CANAL_MM2
+    return tuple(face for face in faces if not (tidied.labels == ICV and face == "bottom" and canal))
 
 
 def _listed(faces: tuple[str, ...]) -> str:

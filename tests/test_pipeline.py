@@ -259,6 +259,15 @@ def test_an_outline_that_the_box_of_its_network_cuts_is_said(aligned, scan_file)
     assert "The outline of the hypothalamus ends at the front of the box" in row.warnings
 
 
+def test_a_cavity_may_leave_its_box_down_the_spinal_canal_but_nowhere_else(aligned, scan_file):
+    cavity = ellipsoid(HEAD, *CAVITY)
+    for radius, told in ((8.0, False), (40.0, True)):
+        canal = ellipsoid(HEAD, (0.0, -30.0, -60.0), (radius, radius, 60.0))
+        cranium = labelled(HEAD, ICV, [np.maximum(cavity, canal)])
+        row = process_scan(scan_file(), models=(HYP, Fake(cranium, "icv", "fake icv:2", ICV.protocol)))
+        assert ("The outline of the icv ends at the bottom of the box" in row.warnings) == told
+
+
 def test_an_outline_in_scanner_space_that_the_slab_cuts_is_said(aligned, scan_file):
     beyond = [ellipsoid(BOX, (x, 5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
     in_scanner = Fake(labelled(BOX.moved(np.eye(4), "scanner"), HYPOTHALAMUS_SIDES, beyond))

@@ -36,7 +36,8 @@ module                what is decided there
 
 from hypodask.stats.ancova import compare_adjusted, partial_correlate
 from hypodask.stats.associations import correlate
-from hypodask.stats.combat import ComBat, apply_combat, fit_combat, harmonize
+from hypodask.stats.combat import apply_combat, fit_combat, harmonize
+from hypodask.stats.combat_model import ComBat
 from hypodask.stats.demographics import add_progression_slope, demographics
 from hypodask.stats.exclusions import check_exclusions, compare_exclusions
 from hypodask.stats.federated import SiteSummary, pool_combat, pool_effects, pool_regression, summarize_site
