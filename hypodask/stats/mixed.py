@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from hypodask.stats.moments import Moments, moments_of
+
 SHARES = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 40)[:-1], [1 - 1e-9]])
 """Of the variance that is between sites, where the likelihood is looked at before it is followed to its top."""
 
@@ -51,11 +53,12 @@ class _Sums:
 
     @classmethod
     def of(cls, y: Float[ndarray, " scan"], design: Float[ndarray, "scan column"], site: Int[ndarray, " scan"]) -> Self:
-        n = np.bincount(site).astype(np.float64)
-        mean_x = np.stack([np.bincount(site, column) / n for column in design.T], axis=1)
-        mean_y = np.bincount(site, y) / n
-        within_x, within_y = design - mean_x[site], y - mean_y[site]
-        return cls(n, mean_x, mean_y, within_x.T @ within_x, within_x.T @ within_y, float(within_y @ within_y))
+        each = Moments.stack(
+            [moments_of(design[site == number], y[site == number, None]) for number in np.unique(site)]
+        )
+        within = each.within()
+        means = each.n[:, 0], each.mean_x[:, 0], each.mean_y[:, 0]
+        return cls(*means, within.xx[0, 0], within.xy[0, 0], float(within.yy[0, 0]))
 
     def between(self, factors: Float[ndarray, "... site"]) -> Float[ndarray, "... column column"]:
         """Products of the means of sites, each of them times a factor."""
