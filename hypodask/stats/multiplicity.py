@@ -52,11 +52,8 @@ def adjust_p(table: pd.DataFrame, method: Adjustment = "fdr_bh", *, column: str 
     p = table[column].to_numpy(dtype=np.float64)
     if ((p < 0) | (p > 1)).any():
         raise ResultsError(f"column {column!r} holds values outside 0 to 1, needed p-values: name another column")
-    adjusted, tested = np.full(len(p), np.nan), np.isfinite(p)
-    if tested.any():
-        adjusted[tested] = multipletests(p[tested], method=method)[1]
     found = table.drop(columns=f"p_{method}", errors="ignore")
-    found.insert(found.columns.tolist().index(column) + 1, f"p_{method}", adjusted)
+    found.insert(found.columns.tolist().index(column) + 1, f"p_{method}", _adjusted(p, method))
     return found
 
 
@@ -71,9 +68,11 @@ def holm(p: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
     >>> holm(np.array([0.01, np.nan, 0.04, 0.03])).tolist()
     [0.03, nan, 0.06, 0.06]
     """
-    adjusted = np.full(len(p), np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested])]
-    stepped = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return _adjusted(p, "holm")
+
+
+def _adjusted(p: Float[ndarray, " n"], method: Adjustment) -> Float[ndarray, " n"]:
+    adjusted, tested = np.full(len(p), np.nan), np.isfinite(p)
+    if tested.any():
+        adjusted[tested] = multipletests(p[tested], method=method)[1]
     return adjusted
