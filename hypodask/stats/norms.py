@@ -26,7 +26,7 @@ from hypodask.errors import ResultsError
 from hypodask.stats.covariates import covariate_values, is_full_rank, known_covariates
 from hypodask.stats.demographics import sexes
 from hypodask.stats.groups import ALPHA, FEWEST_SCANS
-from hypodask.stats.samples import group_labels, group_names, is_constant, require, usable_scans
+from hypodask.stats.samples import group_labels, is_constant, is_in, require, usable_scans
 
 SCHEMA = 1
 """Version of the JSON of norms; raised when an older reader would misunderstand it."""
@@ -230,11 +230,7 @@ def _reference_scans(
     ds: xr.Dataset, reference: str | None, by: str, covariates: Sequence[str]
 ) -> Bool[ndarray, " scan"]:
     members: Bool[ndarray, " scan"] = usable_scans(ds) & known_covariates(ds, ["age", *covariates])
-    if reference is None:
-        return members
-    labels = group_labels(ds, by)
-    group_names(labels, reference)
-    return members & (labels == reference)
+    return members & is_in(ds, reference, by)
 
 
 def _refuse_repeated(ds: xr.Dataset, members: Bool[ndarray, " scan"]) -> None:
