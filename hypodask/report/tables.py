@@ -77,12 +77,16 @@ def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]], *, 
     rows = [tuple(cell(row) for cell in columns.values()) for row in _rows(frame)]
     told = [i for i in range(len(columns)) if any(row[i] for row in rows)] if rows else range(len(columns))
     headings = tuple(columns)
-    concerned: dict[str, dict[str, None]] = {}
-    for reason, row in zip(frame["reason"] if of else (), rows, strict=bool(of)):
-        cells = dict(zip(headings, row, strict=True))
-        concerned.setdefault(reason, {})[": ".join(cells[heading] for heading in of)] = None
-    notes = tuple(f"{', '.join(names)}: {reason}" for reason, names in concerned.items() if reason)
+    notes = _notes(frame, [columns[heading] for heading in of]) if of else ()
     return Table(tuple(headings[i] for i in told), tuple(tuple(row[i] for i in told) for row in rows), notes)
+
+
+def _notes(frame: pd.DataFrame, named_by: list[Callable[[Any], str]]) -> tuple[str, ...]:
+    """Each reason once, after the names of its rows."""
+    concerned: dict[str, dict[str, None]] = {}
+    for row in _rows(frame):
+        concerned.setdefault(row.reason, {})[": ".join(cell(row) for cell in named_by)] = None
+    return tuple(f"{', '.join(names)}: {reason}" for reason, names in concerned.items() if reason)
 
 
 def _rows(frame: pd.DataFrame) -> Iterable[Any]:
