@@ -49,7 +49,7 @@ ICV_VARIATION = Variation(turn_deg=6, shift_mm=4, size=0.07, warp_mm=3, warp_spa
 
 BATCH = 8
 
-LEARNING_RATE = (2e-3, 1e-3)
+LEARNING_RATE, GOING_ON_RATE = 2e-3, 1e-3
 """From scratch, and going on from weights."""
 
 IMAGES_OF_A_MAP = 4
@@ -65,9 +65,12 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
     paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
-    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE[initial is not None])
-    start, origin = load_weights(initial) if initial else ((None,), None)
-    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start[0])
+    start, origin, rate = None, None, LEARNING_RATE
+    if initial:
+        (start, *_), origin = load_weights(initial)
+        rate = GOING_ON_RATE
+    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=rate)
+    model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start)
     card = partial(icv_card, len(maps), steps, origin=origin)
     network = ShippedNetwork((model,), card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
