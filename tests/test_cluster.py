@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from dask.utils import parse_timedelta
 from distributed import Client
 
 import hypodask
-from hypodask.cluster import LOST_WORKER, each, plan, process
+from hypodask.cluster import LOST_WORKER, connection, each, plan, process
 from hypodask.cluster.connection import reached_cluster
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
@@ -458,6 +459,25 @@ def test_the_place_of_a_worker_that_is_slow_to_come_back_is_kept():
         with reached_cluster(None, 1, 1):
             assert parse_timedelta(dask.config.get(LOST_WORKER)) == 600
         assert parse_timedelta(dask.config.get(LOST_WORKER)) == 15
+
+
+@pytest.mark.parametrize(
+    ("scheme", "advice"),
+    [
+        ("tcp://", "such as tcp://10.0.0.1:8786"),
+        ("tls://", "name the files of its certificate"),
+        ("", "such as tcp://"),
+    ],
+)
+def test_who_is_no_scheduler_is_not_waited_for_and_no_thread_is_left(monkeypatch, scheme, advice):
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.2)
+    before = set(threading.enumerate())
+    # Takes every connection and never says a word.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"no Dask scheduler answers at '{address}'.*{advice}"):
+            list(each(len, ["item"], client=address))
+    assert set(threading.enumerate()) <= before
 
 
 def process_of(_: int) -> int:

@@ -1,5 +1,6 @@
 """The example of each place where hypodask runs: started for real on loopback, or its configuration checked."""
 
+import asyncio
 import inspect
 import os
 import runpy
@@ -13,14 +14,13 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Security
+from distributed.comm.core import connect
 
 from hypodask.cluster import process
 from hypodask.cohort import Cohort
 from hypodask.errors import ClusterError
 from hypodask.row import Row
-
-pytestmark = pytest.mark.thorough
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -79,9 +79,9 @@ def test_scheduler_and_workers_talk_tls_on_loopback(encrypted, certificate, coho
 def test_who_lacks_the_certificate_is_turned_away(encrypted, cohort, tmp_path):
     places, address = example("scheduler_and_workers"), encrypted.scheduler.address
     stranger = places["security_of"](places["write_certificate"](tmp_path))
-    for refused in ({"security": stranger}, {}, {"address": address.replace("tls://", "tcp://")}):
+    for at, known in ((address, stranger), (address, Security()), (address.replace("tls://", "tcp://"), Security())):
         with pytest.raises((OSError, TypeError)):
-            Client(**{"address": address, **refused}, timeout=1, set_as_default=False)
+            asyncio.run(connect(at, timeout=10, **known.get_connection_args("client")))
     with pytest.raises(ClusterError, match="name the files of its certificate by DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
         process(cohort, str(tmp_path / "out"), address, progress=False, treat=treat, load=None)
 

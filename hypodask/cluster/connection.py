@@ -1,5 +1,6 @@
 """A client of the user's cluster, or of workers that are started on this machine."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,8 +8,10 @@ from typing import Any, TypeVar
 
 import dask.config
 from dask.system import CPU_COUNT
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Security
+from distributed.comm.core import connect
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import LoopRunner
 
 from hypodask.errors import ClusterError
 
@@ -27,7 +30,7 @@ RESTART_SECONDS = 600
 busy machine or a slow disk takes longer than Dask's own 15 seconds. Without workers a run would wait for ever."""
 
 CONNECT_SECONDS = 30
-"""How long a scheduler may take to answer."""
+"""How long a scheduler may take to let a connection in, and again to say who it is."""
 
 ADDRESS_ADVICE = "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786 or tls://10.0.0.1:8786"
 
@@ -76,13 +79,24 @@ def workers_here(jobs: int, workers: int | None) -> int:
 def _reached(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address."""
     try:
+        # A client that fails stays half open, and whatever collects it later may wait for its own lock, for ever.
+        LoopRunner().run_sync(_knock, address)
         client = Client(address, timeout=CONNECT_SECONDS)
     # A TypeError is what Dask has where it knows no certificate.
     except (OSError, TypeError, ValueError) as err:
         advice = CERTIFICATE_ADVICE if address.startswith("tls://") else ADDRESS_ADVICE
-        raise ClusterError(f"no Dask scheduler answers at {address!r} ({err}); {advice}") from err
+        said = str(err) or type(err).__name__
+        raise ClusterError(f"no Dask scheduler answers at {address!r} ({said}); {advice}") from err
     with client:
         yield client
+
+
+async def _knock(address: str) -> None:
+    """Connect as a client would, and leave; fails as that fails, in bounded time."""
+    certificate = Security().get_connection_args("client")
+    # Dask's own limit is on the connection, not on what is said first.
+    greeted = connect(address, timeout=CONNECT_SECONDS, **certificate)
+    (await asyncio.wait_for(greeted, 2 * CONNECT_SECONDS)).abort()
 
 
 def workers_of(client: Client, having: str | None = None) -> dict[str, int]:
