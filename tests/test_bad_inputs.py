@@ -18,8 +18,6 @@ from hypodask import Cohort, report
 from hypodask.dataset import read_cohort, verify
 from hypodask.errors import CohortError
 
-pytestmark = pytest.mark.thorough
-
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FILES = [kind for kind in given_here() if not kind.is_aligned]
 HEADS = [kind for kind in given_here() if kind.is_aligned]

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 import xarray as xr
 from chaos import (
     OUT_OF_MEMORY,
+    STORE_ERRORS,
     WORKER_BYTES,
     calls,
+    disk_fails,
     disturbed_treat,
     killer,
     python,
@@ -33,10 +36,8 @@ from hypodask.errors import ClusterError, StoreError
 from hypodask.journal import read_journal
 from hypodask.location import Location
 
-pytestmark = pytest.mark.thorough
-
-SCANS, KILLS = 200, 4
-FEW = 60
+SCANS, KILLS = 60, 2
+MANY, MORE_KILLS = 200, 4
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def first(cohort: Cohort, scans: int) -> Cohort:
 
 def assert_same(results: xr.Dataset, undisturbed: xr.Dataset) -> None:
     """Bit for bit; an undisturbed run has a volume of its own for every scan."""
-    assert len(np.unique(undisturbed["volume_mm3"].sel(structure="icv"))) == SCANS
+    assert len(np.unique(undisturbed["volume_mm3"].sel(structure="icv"))) == undisturbed.sizes["scan"]
     xr.testing.assert_identical(steady(results), steady(undisturbed.isel(scan=slice(results.sizes["scan"]))))
 
 
@@ -91,41 +92,52 @@ def assert_complete(out: str, cohort: Cohort) -> None:
     assert not any(call.was_done for call in calls(out))
 
 
-def test_dying_workers_and_a_failing_disk_change_nothing(undisturbed, cohort, out, run):
-    with killer(out, KILLS, SCANS) as killed:
+def disturbed(cohort: Cohort, out: str, run: Callable[..., xr.Dataset], kills: int) -> xr.Dataset:
+    """The results where workers are killed, one runs out of memory and the disk fails; all of it did happen."""
+    with killer(out, kills, len(cohort)) as killed:
         results = run(cohort, out, treat=disturbed_treat)
     often = Counter(call.scan for call in calls(out))
-    assert len(killed) == KILLS
-    assert often[OUT_OF_MEMORY] > 1
-    assert sum(often.values()) >= SCANS + KILLS + 0.02 * SCANS
-    assert_same(results, undisturbed)
+    failing = [scan for scan in cohort.table["scan"] if disk_fails(scan, attempt=1)]
+    assert (len(killed), len(failing)) == (kills, pytest.approx(STORE_ERRORS * len(cohort), abs=1))
+    assert min(often[scan] for scan in (OUT_OF_MEMORY, *failing)) > 1
+    return results
+
+
+def test_dying_workers_and_a_failing_disk_change_nothing(undisturbed, cohort, out, run):
+    assert_same(disturbed(cohort, out, run, KILLS), undisturbed)
+    assert_complete(out, cohort)
+
+
+@pytest.mark.thorough
+def test_more_dying_workers_and_a_failing_disk_change_nothing_of_more_scans(tmp_path, out, run):
+    cohort = small_study(tmp_path / "scans", MANY)
+    assert_same(disturbed(cohort, out, run, MORE_KILLS), run(cohort, new(tmp_path / "undisturbed")))
     assert_complete(out, cohort)
 
 
 def test_a_client_that_is_killed_goes_on_where_it_stopped(undisturbed, cohort, out, run, tmp_path):
-    cohort = first(cohort, FEW)
     cohort.table.to_parquet(tmp_path / "cohort.parquet")
     arguments = (str(tmp_path / "cohort.parquet"), out, 8)
     with python("-c", f"import chaos; chaos.run_client(*{arguments})") as client:
-        wait_until(lambda: len(calls(out)) > FEW // 2, "half of the scans")
+        wait_until(lambda: len(calls(out)) > SCANS // 2, "half of the scans")
         client.send_signal(signal.SIGKILL)
         client.wait()
     before, kept = len(calls(out)), set(read_journal(out).index)
-    assert 8 <= len(kept) < FEW
+    assert 8 <= len(kept) < SCANS
     assert_same(run(cohort, out), undisturbed)
     assert not kept & {call.scan for call in calls(out)[before:]}
     assert_complete(out, cohort)
 
 
 def test_a_scheduler_that_is_killed_ends_the_run_with_the_advice_to_call_again(undisturbed, cohort, out, run, tmp_path):
-    cohort, file = first(cohort, FEW), tmp_path / "scheduler.json"
+    file = tmp_path / "scheduler.json"
     options = ("--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard")
     with python("-m", "distributed.cli.dask_scheduler", "--port", "0", *options) as scheduler:
         wait_until(file.exists, "the start of the scheduler")
         with python("-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-nanny", *options):
 
             def kill_scheduler() -> None:
-                wait_until(lambda: len(calls(out)) > FEW // 2, "half of the scans")
+                wait_until(lambda: len(calls(out)) > SCANS // 2, "half of the scans")
                 scheduler.send_signal(signal.SIGKILL)
 
             thread = threading.Thread(target=kill_scheduler)

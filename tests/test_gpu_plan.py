@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import dask.config
 import numpy as np
 import pandas as pd
 import pytest
+from clusters import forked
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from flax import nnx
 
@@ -18,8 +20,6 @@ from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard
 from hypodask.row import Row
 from hypodask.segmentation.predict import ShippedNetwork
-
-pytestmark = pytest.mark.thorough
 
 CONFIG = UNetConfig(in_channels=1, out_channels=2, widths=(2, 2))
 DEADLY = "sub-deadly"
@@ -59,6 +59,7 @@ def client():
     here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     options, scheduler = here | {"nthreads": 1}, here | {"port": 0, "allowed_failures": 0}
     with (
+        dask.config.set(forked()),
         SpecCluster(
             {name: {"cls": Nanny, "options": options | {"resources": kind}} for name, kind in kinds.items()},
             {"cls": Scheduler, "options": scheduler},

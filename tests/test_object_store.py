@@ -38,8 +38,6 @@ from hypodask.row import Row
 from hypodask.scan import read_scan
 from hypodask.store import mark_done, read_label_map, read_stored_scan, write_label_map, write_scan
 
-pytestmark = pytest.mark.thorough
-
 SCANS = 2
 
 OF_A_RUN = ["path", "peak_memory_mib"]
@@ -104,7 +102,8 @@ def first_match(pattern: str, log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def client(server: str) -> Iterator[Client]:
-    with local_client(1) as client:
+    # Forks would not see the variables of the store.
+    with local_client(1, forks=False) as client:
         yield client
 
 
@@ -147,12 +146,13 @@ def test_a_study_on_an_object_store_gives_the_table_of_the_same_study_in_a_folde
         np.testing.assert_array_equal(*(read_label_map(store, "icv_scan")[0] for store in stores))
 
 
+@pytest.mark.thorough
 def test_the_method_itself_measures_the_same_on_an_object_store(server, tmp_path):
     remote = f"s3://study/{uuid4().hex}"
     simulate_cohort(tmp_path / "bids", 3)
     fsspec.filesystem("s3").put(str(tmp_path / "bids"), f"{remote}/bids", recursive=True)
     # A client of its own: a worker keeps the networks that it once loaded.
-    with local_client(1) as client:
+    with local_client(1, forks=False) as client:
         tables = [
             process(Cohort.from_bids(f"{place}/bids"), f"{place}/out", client, progress=False)
             for place in (tmp_path, remote)
