@@ -38,6 +38,8 @@ from hypodask.location import Location
 
 SCANS, KILLS = 60, 2
 MANY, MORE_KILLS = 200, 4
+RECONNECT_SECONDS = 5
+"""How long a client looks for a scheduler that is gone; Dask's own half minute would be waited for in vain."""
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_with_the_advice_to_call_again(u
             thread = threading.Thread(target=kill_scheduler)
             thread.start()
             with (
-                Client(scheduler_file=str(file), set_as_default=False) as client,
+                Client(scheduler_file=str(file), timeout=RECONNECT_SECONDS, set_as_default=False) as client,
                 pytest.raises(ClusterError, match="make the same call again"),
             ):
                 process(cohort, out, client, progress=False, treat=treat, load=None)
