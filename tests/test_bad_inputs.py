@@ -68,6 +68,7 @@ def test_a_bad_file_is_a_row_that_says_what_was_found_and_what_to_do(
     check(kind, files[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.name)
 def test_what_is_no_whole_head_is_refused_or_flagged_by_its_alignment(
     heads: tuple[xr.Dataset, Path], kind: Kind
