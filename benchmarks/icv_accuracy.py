@@ -1,9 +1,10 @@
-"""How good the intracranial volume is: on label maps with a known cavity, with a shrunken brain, and on real scans.
+"""How good the intracranial volume is: on label maps with a known cavity, with a smaller brain, and on real scans.
 
 Label maps (1 mm, whole head) are imaged here with intensities of one's own for every label, not by the generator that
-the network learns from, and go the whole way: alignment, resampling, network. The truth is the count of labels 1 to 499
-in the map as it is, holes, islands and all. Real scans have no truth: what can be told is whether a scan, re-posed and
-imaged again, keeps its volume.
+the network learns from, and go the whole way: alignment, resampling, network. The truth is the count of labels 1 to
+499 in the map as it is, holes, islands and all. A cavity that has grown outwards through the skull by 2 mm, in the
+same pose, tells whether the network looks at its border or guesses it from the shape of the head. Real scans have no
+truth: what can be told is whether a scan, re-posed and imaged again, keeps its volume.
 """
 
 import argparse
@@ -32,6 +33,8 @@ HELD_OUT = tuple(f"training_seg_{number}" for number in (13, 14, 15, 16))
 SHRINKAGE = 0.15
 CSF, LAST_INTRACRANIAL = 24, 499
 FLUID = (4, 5, 14, 15, 24, 43, 44)
+SKULL = (515, 516)
+GROWTH_VOXELS = 2
 MEAN = {
     2: 1.0,
     41: 1.0,
@@ -96,6 +99,12 @@ def contracted(labels: ndarray) -> ndarray:
     return np.where(_intracranial(labels), np.where(_intracranial(smaller), smaller, CSF), labels)
 
 
+def grown(labels: ndarray) -> ndarray:
+    """The cavity wider by 2 mm of fluid, where bone or marrow had been."""
+    reached = ndimage.binary_dilation(_intracranial(labels), iterations=GROWTH_VOXELS)
+    return np.where(reached & np.isin(labels, SKULL), CSF, labels)
+
+
 def _intracranial(labels: ndarray) -> ndarray:
     return (labels > 0) & (labels <= LAST_INTRACRANIAL)
 
@@ -124,6 +133,8 @@ def label_map_rows(
     grid = Grid(labels.shape, image.affine, "scanner")
     truth = _intracranial(labels)
     smaller = {name: shrink(labels) for name, shrink in SHRUNKEN.items()}
+    larger = grown(labels)
+    added_ml = (_intracranial(larger).sum() - truth.sum()) * grid.voxel_volume_mm3 / 1000
     for seed in range(images):
         scan = image_of(labels, grid, seed, mean)
         alignment = hypodask.align(scan)
@@ -140,6 +151,9 @@ def label_map_rows(
                 print(f"{path.name}, brain {name}: {refusal}")
                 continue
             row[f"{name}_drift_percent"] = 100 * (drifted["icv_ml"] / row["icv_ml"] - 1)
+        if seed < 2:
+            wide, _, _ = measured(network, image_of(larger, grid, seed, mean), alignment)
+            row["growth_seen_percent"] = 100 * (wide["icv_ml"] - row["icv_ml"]) / added_ml
         yield {"head": path.name.split(".")[0], "number": seed, **row}
 
 
@@ -185,6 +199,8 @@ def summary(maps: pd.DataFrame, real: pd.DataFrame) -> str:
             drift = maps[f"{name}_drift_percent"].dropna()
             largest = drift.abs().max()
             lines.append(f"brain {name}: drift mean {drift.mean():+.2f} %, largest {largest:.2f} % (of {len(drift)})")
+        seen = maps["growth_seen_percent"].dropna()
+        lines.append(f"cavity grown by 2 mm: {seen.mean():.0f} % of it seen ({seen.min():.0f} to {seen.max():.0f} %)")
     if len(real):
         spread = real.groupby("head")["icv_ml"].agg(["mean", "std"])
         cov = 100 * spread["std"] / spread["mean"]
