@@ -191,3 +191,8 @@ def test_the_shipped_network_is_found_by_name() -> None:
     network = load_network("hypothalamus-seed")
     assert network.protocol == HYPOTHALAMUS_SEED.protocol
     assert network.name != load_network("hypothalamus").name
+
+
+def test_a_name_that_is_none_is_told_every_one_there_is() -> None:
+    with pytest.raises(ModelError, match=r"'hypothalamus_seed'; give one of \[.*'hypothalamus-seed'\]"):
+        load_network("hypothalamus_seed")

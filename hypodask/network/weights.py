@@ -292,7 +292,7 @@ def load_weights(path: str | PathLike[str]) -> tuple[tuple[SliceNetwork, ...], M
         raise
 
 
-def resolve_model(name_or_path: str | PathLike[str]) -> Path:
+def resolve_model(name_or_path: str | PathLike[str], *, others: Sequence[str] = ()) -> Path:
     """Find a weights file from the name of a shipped model or a path.
 
     Parameters
@@ -300,6 +300,8 @@ def resolve_model(name_or_path: str | PathLike[str]) -> Path:
     name_or_path : str or path
         ``"hypothalamus"``, ``"icv"`` or ``"commissures"`` for those shipped with hypodask; otherwise the path of a
         ``.safetensors`` file, or of the published Keras weights (``.h5``, ``.hdf5``).
+    others
+        Names of models without a file, which the caller knows by itself: told where a name is none.
 
     Raises
     ------
@@ -323,7 +325,7 @@ the path of a .safetensors, .h5 or .hdf5 file
     path = Path(name)
     if path.suffix.lower() not in (SUFFIX, *KERAS_SUFFIXES):
         raise ModelError(
-            f"no model is called {name!r}; give one of {list(get_args(Task))} or the path of a "
+            f"no model is called {name!r}; give one of {[*get_args(Task), *others]} or the path of a "
             f"{SUFFIX}, {' or '.join(KERAS_SUFFIXES)} file"
         )
     if not path.is_file():

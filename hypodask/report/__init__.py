@@ -4,6 +4,7 @@
 module                what it makes
 ====================  =====================================================================
 ``figures``           groups as boxes and points with significance brackets
+``forest``            the effect of each site and of all together
 ``slices``            coronal slices with outlines, and the head with its intracranial volume
 ``pictures``          what those figures draw, read from the store of a scan
 ``tables``            tables of the statistics as text for people

@@ -216,7 +216,7 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     """
     if name_or_path == SEED_MODEL:
         return SeedNetwork(load_network("hypothalamus"))
-    path = resolve_model(name_or_path)
+    path = resolve_model(name_or_path, others=(SEED_MODEL,))
     return _loaded(path, sha256(path))
 
 
