@@ -156,7 +156,7 @@ def test_a_wrong_method_or_no_icv_is_refused(ds):
         compare(ds, reference="healthy")
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False), st.sampled_from([1e-3, 2.0, 1e3]))
 def test_order_of_scans_units_and_names_of_groups_do_not_change_a_p(seed, random, unit):
     ds = study(seed, n=12)
