@@ -96,7 +96,7 @@ CONTRACTED, SMALLEST_BRAIN = 0.3, 0.7
 BRAIN_CENTRE_MM, CENTRE_SPREAD_MM = (0.0, -20.0, 12.0), (2.0, 8.0, 8.0)
 """About which it draws back, in AC-PC space: mean and standard deviation."""
 
-SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.5, 4.0, 24.0
+SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.7, 4.0, 24.0
 """Share of images whose border of the cavity has moved, by how much at most, and over which length that varies."""
 
 THINNEST_FLUID_MM = 1.5
