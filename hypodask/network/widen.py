@@ -42,8 +42,9 @@ def widened(model: UNet, config: UNetConfig, *, rngs: nnx.Rngs) -> UNet:
     >>> bool(np.allclose(wide(slices), narrow(slices), atol=1e-5))
     True
     """
-    narrower = [old > new for old, new in zip(model.config.widths, config.widths, strict=False)]
-    if replace(config, widths=model.config.widths) != model.config or any(narrower):
+    known, wanted = model.config.widths, config.widths
+    same_shape = replace(config, widths=known) == model.config and len(wanted) == len(known)
+    if not same_shape or np.any(np.less(wanted, known)):
         raise ModelError(
             f"{model.config} can be widened to a network of the same shape with as many levels, none narrower, "
             f"but {config} was wanted"

@@ -66,7 +66,7 @@ OUTSIDE = (
 AIR = 0
 TISSUES = (Tissue("air", (0,), 0.0, 0.0), *INSIDE, *OUTSIDE)
 NAMES = tuple(tissue.name for tissue in TISSUES)
-CORTEX, FLUID, BONE = NAMES.index("cortex"), NAMES.index("fluid"), NAMES.index("bone")
+CORTEX, FLUID, BONE, MARROW = (NAMES.index(name) for name in ("cortex", "fluid", "bone", "marrow"))
 LAST_INSIDE = len(INSIDE)
 """Number of the last tissue that lies in the cavity."""
 
@@ -99,8 +99,15 @@ BRAIN_CENTRE_MM, CENTRE_SPREAD_MM = (0.0, -20.0, 12.0), (2.0, 8.0, 8.0)
 SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.7, 4.0, 24.0
 """Share of images whose border of the cavity has moved, by how much at most, and over which length that varies."""
 
-THINNEST_FLUID_MM = 1.5
-"""How near to the brain the border moves: sulci stay what they are."""
+THINNEST_FLUID_MM = 1.51
+"""How near to the brain the border moves: sulci stay what they are. Not in whole ``DEPTH_MM``, so that it stops at no
+centre of a voxel."""
+
+TABLE_VARIED, THICKEST_TABLE_MM, TABLE_SPREAD_MM = 0.6, 5.0, 2.0
+"""Share of images whose inner table of the skull has another thickness, its largest mean, and how much it varies."""
+
+DIPLOE_MM = 8.0
+"""How far from the cavity bone and marrow change places: the outer table stays."""
 
 PIXEL_MM = 1.0
 REACH_MM = 3.0
@@ -229,7 +236,7 @@ def slab(
     key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
 ) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
     """One slice with its neighbours as channels, and its truth."""
-    keys = jax.random.split(key, 10)
+    keys = jax.random.split(key, 11)
     number = jax.random.randint(keys[0], (), 0, len(heads.codes))
     middle = jax.random.randint(keys[1], (), 0, box.shape[1])
     voxels, samples = _axes(box, geometry, middle)
@@ -243,9 +250,10 @@ def slab(
         return _looked_up(heads, number, _spread_out(vox, samples))
 
     codes = codes_at(points)
-    inside = skull_moved(keys[9], *taken_apart(codes))
+    beyond = skull_moved(keys[9], *taken_apart(codes))
     tissues, depth, _ = taken_apart(brain_contracted(keys[8], codes, codes_at, points))
-    tissues = brain_size_varied(keys[3], filled(inside, tissues), depth)
+    tissues = brain_size_varied(keys[3], filled(beyond <= 0, tissues), depth)
+    tissues = table_varied(keys[10], tissues, beyond)
     image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
     spread = faults.point_spread(keys[5], list(zip(voxels, samples, strict=True)))
     image = scanned(keys[6], apply_along(spread, image))
@@ -269,7 +277,7 @@ def is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
 def brain_contracted(
     key: PRNGKeyArray, codes: Int[Array, "y x z"], codes_at: Callable[[Array], Array], points: Float[Array, "3 p q r"]
 ) -> Int[Array, "y x z"]:
-    """Codes at points in a head whose brain, in some images, has drawn back from its skull."""
+    """Codes at points in a head whose brain, in some images, has drawn back from its skull: tissues and their depth."""
     keys = jax.random.split(key, 3)
     spread = jnp.array(CENTRE_SPREAD_MM) * jax.random.normal(keys[0], (3,))
     centre = (jnp.array(BRAIN_CENTRE_MM) + spread)[:, None, None, None]
@@ -277,36 +285,42 @@ def brain_contracted(
 
     def contracted() -> Array:
         drawn_back = codes_at(centre + larger * (points - centre))
-        # The border of the cavity has stayed where it was.
         drawn_back = jnp.where(is_inside(drawn_back >> 16), drawn_back, 256 * (256 * FLUID + 255))
-        return jnp.where(is_inside(codes >> 16), drawn_back & ~0xFF | codes & 0xFF, codes)
+        # The border of the cavity has stayed where it was.
+        return jnp.where(is_inside(codes >> 16), drawn_back, codes)
 
     return jax.lax.cond(jax.random.bernoulli(keys[2], CONTRACTED), contracted, lambda: codes)
 
 
 def skull_moved(
     key: PRNGKeyArray, tissues: Int[Array, "y x z"], depth_mm: Float[Array, "y x z"], border_mm: Float[Array, "y x z"]
-) -> Bool[Array, "y x z"]:
-    """Where the cavity is when, in some images, its border has smoothly moved through fluid and what lies outside.
+) -> Float[Array, "y x z"]:
+    """How far voxels lie beyond a border of the cavity that, in some images, has smoothly moved; mm, below 0 inside.
 
-    How thick the fluid usually is then tells little about where the border lies: only the border itself does. It goes
-    as far outwards as inwards, where the brain stops it: an edge that cannot be seen is to be expected in its place.
+    It moves through fluid and what lies outside. How thick the fluid usually is then tells little about where the
+    border lies: only the border itself does. It goes as far outwards as inwards, where the brain stops it: an edge
+    that cannot be seen is to be expected in its place.
     """
     keys = jax.random.split(key, 4)
-    across, up = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in tissues.shape[1:])
     outwards = (
         FARTHEST_SKULL_MM
         * jax.random.uniform(keys[0])
-        * jnp.tanh(faults.smooth_noise(keys[1], tissues.shape, (3, across, up)) + jax.random.normal(keys[2]))
+        * jnp.tanh(_over_skull(keys[1], tissues.shape) + jax.random.normal(keys[2]))
     )
     inside = is_inside(tissues)
     # Distances are those to the nearest voxel of the other side, from centre to centre.
     fluid = jnp.where(inside, depth_mm + border_mm - PIXEL_MM, depth_mm - border_mm)
     farthest = jnp.clip(fluid - THINNEST_FLUID_MM, 0.0)
     beyond = jnp.where(inside, PIXEL_MM / 2 - border_mm, border_mm - PIXEL_MM / 2)
-    outwards = jnp.clip(outwards, -farthest, farthest)
-    moved = jnp.where(inside, (beyond <= outwards) | (tissues != FLUID), beyond < outwards)
-    return jnp.where(jax.random.bernoulli(keys[3], SKULL_MOVED), moved, inside)
+    outwards = jnp.where(jax.random.bernoulli(keys[3], SKULL_MOVED), jnp.clip(outwards, -farthest, farthest), 0.0)
+    moved = beyond - outwards
+    return jnp.where(inside & (tissues != FLUID), jnp.minimum(moved, beyond), moved)
+
+
+def _over_skull(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "y x z"]:
+    """Noise of standard deviation 1 that varies as smoothly as a skull."""
+    across, up = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in shape[1:])
+    return faults.smooth_noise(key, shape, (3, across, up))
 
 
 def filled(inside: Bool[Array, "*n"], tissues: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -318,6 +332,21 @@ def filled(inside: Bool[Array, "*n"], tissues: Int[Array, "*n"]) -> Int[Array, "
     """
     moved = jnp.where(inside & ~is_inside(tissues), FLUID, tissues)
     return jnp.where(~inside & (tissues == FLUID), BONE, moved)
+
+
+def table_varied(
+    key: PRNGKeyArray, tissues: Int[Array, "y x z"], beyond_mm: Float[Array, "y x z"]
+) -> Int[Array, "y x z"]:
+    """A skull whose inner table, in some images, is thicker, thinner or not to be seen, as where it thins to nothing.
+
+    What is dark over the brain then is not what the label maps happen to have, and marrow is not always beyond it.
+    """
+    keys = jax.random.split(key, 3)
+    mean = jax.random.uniform(keys[0], minval=-TABLE_SPREAD_MM, maxval=THICKEST_TABLE_MM)
+    thickness = mean + TABLE_SPREAD_MM * _over_skull(keys[1], tissues.shape)
+    skull = ((tissues == BONE) | (tissues == MARROW)) & (beyond_mm <= DIPLOE_MM)
+    varied = jnp.where(skull, jnp.where(beyond_mm <= thickness, BONE, MARROW), tissues)
+    return jnp.where(jax.random.bernoulli(keys[2], TABLE_VARIED), varied, tissues)
 
 
 def brain_size_varied(key: PRNGKeyArray, tissues: Int[Array, "*n"], depth_mm: Float[Array, "*n"]) -> Int[Array, "*n"]:
