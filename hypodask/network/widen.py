@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from hypodask.errors import ModelError
@@ -72,12 +72,12 @@ def _widen_conv(target: Any, source: Any, joined: int) -> None:
 
 
 def _put_first(target: Any, source: Any) -> None:
-    values: Float[ndarray, n] = np.array(target[...])
+    values = np.array(target[...])
     values[: source.shape[0]] = source[...]
     target.set_value(values)
 
 
-def _places(old: int, new: int, groups: int) -> Int[ndarray, "old"]:
+def _places(old: int, new: int, groups: int) -> Int[ndarray, " old"]:
     """Where old channels are among the new.
 
     >>> _places(4, 6, 2).tolist()
