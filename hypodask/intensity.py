@@ -16,6 +16,9 @@ WHITE_OVER_MEDIAN = 1.5
 BRIGHTEST = 1.5
 """Intensities are cut at this many times white matter."""
 
+DARK = 0.1
+"""Below this much of white matter ``head_dark`` spreads intensities evenly, above it by their ratios."""
+
 WINDOW_PERCENTILES = (0.5, 99.5)
 """Of the positive voxels: they become 0 and 1 in the preparation of the published subunit network."""
 
@@ -44,6 +47,18 @@ def head_median(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     np.float32(0.89)
     """
     return _cut(data / white_level(data))
+
+
+def head_dark(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Scale as ``head_median``, then set dark tissues as far apart as bright ones; from 0 to 1.
+
+    Bone and fluid differ by a tenth of white matter, and less than a network heeds beside cortex and marrow: here they
+    are 0.19 apart where grey and white matter are 0.12.
+
+    >>> head_dark(np.full((2, 2, 2), 30.0) * [1, 2]).max().round(2)
+    np.float32(0.85)
+    """
+    return np.arcsinh(head_median(data) / np.float32(DARK)) / np.float32(np.arcsinh(BRIGHTEST / DARK))
 
 
 def box_bright(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
@@ -98,6 +113,7 @@ def _cut(data: ndarray) -> Float32[ndarray, "i j k"]:
 
 SCALINGS: dict[str, Callable[[ndarray], ndarray]] = {
     "head_median": head_median,
+    "head_dark": head_dark,
     "box_bright": box_bright,
     "window": window,
 }

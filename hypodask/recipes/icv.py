@@ -40,7 +40,7 @@ ICV_GEOMETRY = InputGeometry(
     shape=(ICV_BOX.shape[0], ICV_BOX.shape[1] // 2, ICV_BOX.shape[2]),
     slices=5,
     slice_axis=1,
-    intensity="head_median",
+    intensity="head_dark",
     centre_mm=tuple(ICV_BOX.centre_mm.tolist()),
 )
 

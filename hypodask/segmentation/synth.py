@@ -22,7 +22,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
-from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN
+from hypodask.intensity import BRIGHTEST, DARK, WHITE_OVER_MEDIAN
 from hypodask.network.augment import Variation, points_of
 from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults
@@ -413,12 +413,13 @@ def grain(key: PRNGKeyArray, inside: Bool[Array, "i j k"]) -> Float[Array, "i j 
 
 
 def scanned(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array, "slice h w"]:
-    """Gamma, receive field, ghost, noise and gain."""
+    """Gamma, receive field, ghost, noise and gain; then as ``intensity.head_dark`` shows it."""
     keys = jax.random.split(key, 5)
     image = jnp.clip(image, 1e-3) ** jnp.exp(GAMMA * jax.random.normal(keys[0]))
     image = faults.biased(keys[1], image, BIAS)
     image = faults.noisy(keys[2], faults.ghosted(keys[3], image), NOISE)
-    return jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
+    cut = jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
+    return jnp.arcsinh(cut / DARK) / np.arcsinh(BRIGHTEST / DARK)
 
 
 def _axes(box: Grid, geometry: InputGeometry, middle: Array) -> tuple[list[Array], list[Array]]:
