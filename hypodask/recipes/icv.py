@@ -53,8 +53,7 @@ ICV_VARIATION = Variation(turn_deg=6, shift_mm=4, size=0.07, warp_mm=3, warp_spa
 
 BATCH = 8
 
-LEARNING_RATE, GOING_ON_RATE = 2e-3, 1e-3
-"""From scratch, and going on from weights."""
+LEARNING_RATE = 2e-3
 
 IMAGES_OF_A_MAP = 4
 """Synthetic scans of every label map that was left out."""
@@ -63,18 +62,17 @@ IMAGES_OF_A_MAP = 4
 def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...], initial: Path | None = None) -> None:
     """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``.
 
-    ``initial`` are weights to go on from, at a lower rate; a network with fewer channels is widened.
+    ``initial`` are weights to go on from; a network with fewer channels is widened.
     """
     folder, run = made(work / "icv"), made(work / "icv-all")
     paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
-    start, origin, rate = None, None, LEARNING_RATE
+    start, origin = None, None
     if initial:
         (narrow, *_), origin = load_weights(initial)
         start = widened(cast(UNet, narrow), ICV_NETWORK, rngs=nnx.Rngs(0))
-        rate = GOING_ON_RATE
-    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=rate)
+    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE)
     model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start)
     card = partial(icv_card, len(maps), steps, origin=origin)
     network = ShippedNetwork((model,), card({}), "")

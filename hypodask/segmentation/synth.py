@@ -44,13 +44,13 @@ INSIDE = (
     Tissue("nuclei", (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58), 0.6, 0.9),
     Tissue("pallidum", (13, 52), 0.75, 1.0),
     Tissue("stem", (16, 28, 60), 0.8, 1.0),
-    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.08, 0.4),
+    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.1, 0.4),
     Tissue("rest", (), 0.1, 1.0),
 )
 """Tissues of the cranial cavity; the last takes every label below 500 that no other has."""
 
 OUTSIDE = (
-    Tissue("bone", (515,), 0.02, 0.2),
+    Tissue("bone", (515,), 0.02, 0.16),
     Tissue("marrow", (516,), 0.2, 1.3),
     Tissue("soft", (507,), 0.25, 1.2),
     Tissue("skin", (511,), 0.3, 1.6),
@@ -96,7 +96,7 @@ CONTRACTED, SMALLEST_BRAIN = 0.3, 0.7
 BRAIN_CENTRE_MM, CENTRE_SPREAD_MM = (0.0, -20.0, 12.0), (2.0, 8.0, 8.0)
 """About which it draws back, in AC-PC space: mean and standard deviation."""
 
-SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.7, 4.0, 24.0
+SKULL_MOVED, FARTHEST_SKULL_MM, SKULL_KNOT_MM = 0.9, 6.0, 24.0
 """Share of images whose border of the cavity has moved, by how much at most, and over which length that varies."""
 
 THINNEST_FLUID_MM = 1.51
