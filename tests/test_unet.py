@@ -1,6 +1,4 @@
-"""The 2D U-Net, its form for inference, and wider ones that go on from it."""
-
-from dataclasses import replace
+"""The 2D U-Net and its form for inference."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import optax
 import pytest
 from flax import nnx
 
-from hypodask.errors import ModelError
 from hypodask.network.unet import (
     UNet,
     UNetConfig,
@@ -19,7 +16,6 @@ from hypodask.network.unet import (
     predictor,
     space_to_depth,
 )
-from hypodask.network.widen import widened
 
 SMALL = UNetConfig(in_channels=3, out_channels=2, widths=(4, 8, 16))
 
@@ -169,26 +165,3 @@ def test_a_network_with_space_to_depth_answers_every_pixel_and_folds(slices):
     np.testing.assert_allclose(fold_batch_norm(model)(slices), model(slices), atol=1e-5)
     with pytest.raises(ValueError, match="multiples of 4"):
         model(slices[:, :14])
-
-
-@pytest.mark.parametrize("widths", [(6, 8, 16), (10, 11, 17)])
-def test_a_widened_network_answers_as_the_narrow_one_and_new_channels_are_used_once_it_learns(slices, widths):
-    narrow = trained(replace(SMALL, space_to_depth=2))
-    wide = widened(narrow, replace(narrow.config, widths=widths), rngs=nnx.Rngs(2))
-    np.testing.assert_allclose(predictor(wide)(slices), predictor(narrow)(slices), atol=1e-5)
-    slopes = nnx.jit(nnx.grad(lambda model: (model(slices) ** 2).sum()))(wide)
-    of_new = slopes["classify"]["kernel"][..., SMALL.widths[0] :, :]
-    assert (np.abs(of_new).sum(axis=(0, 1, 3)) > 0).all()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        replace(SMALL, widths=(4, 8)),
-        replace(SMALL, widths=(2, 8, 16)),
-        replace(SMALL, in_channels=5, widths=(8, 8, 16)),
-    ],
-)
-def test_a_network_that_is_no_wider_one_of_the_same_shape_is_refused(other):
-    with pytest.raises(ModelError, match="can be widened to a network of the same shape"):
-        widened(trained(SMALL), other, rngs=nnx.Rngs(2))

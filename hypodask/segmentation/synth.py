@@ -44,13 +44,13 @@ INSIDE = (
     Tissue("nuclei", (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58), 0.6, 0.9),
     Tissue("pallidum", (13, 52), 0.75, 1.0),
     Tissue("stem", (16, 28, 60), 0.8, 1.0),
-    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.1, 0.4),
+    Tissue("fluid", (4, 5, 14, 15, 24, 43, 44), 0.12, 0.4),
     Tissue("rest", (), 0.1, 1.0),
 )
 """Tissues of the cranial cavity; the last takes every label below 500 that no other has."""
 
 OUTSIDE = (
-    Tissue("bone", (515,), 0.02, 0.16),
+    Tissue("bone", (515,), 0.02, 0.14),
     Tissue("marrow", (516,), 0.2, 1.3),
     Tissue("soft", (507,), 0.25, 1.2),
     Tissue("skin", (511,), 0.3, 1.6),
@@ -73,8 +73,8 @@ LAST_INSIDE = len(INSIDE)
 DEPTH_MM, FAR = 0.1, 0xFFFF
 """Unit of the depths that are stored, which end at 25.5 mm."""
 
-RANDOM_CONTRAST, RANDOM_OUTSIDE = 0.1, 0.2
-"""Shares of images where all tissues, or those outside the cavity, take any intensity at all."""
+RANDOM_CONTRAST, RANDOM_OUTSIDE = 0.05, 0.2
+"""Shares of images where all tissues, or those outside the cavity but bone, take any intensity at all."""
 
 STRIPPED = 0.12
 """Share of images from which everything outside the skull has been removed."""
@@ -103,8 +103,9 @@ THINNEST_FLUID_MM = 1.51
 """How near to the brain the border moves: sulci stay what they are. Not in whole ``DEPTH_MM``, so that it stops at no
 centre of a voxel."""
 
-TABLE_VARIED, THICKEST_TABLE_MM, TABLE_SPREAD_MM = 0.6, 5.0, 2.0
-"""Share of images whose inner table of the skull has another thickness, its largest mean, and how much it varies."""
+TABLE_VARIED, TABLE_MM, TABLE_SPREAD_MM = 0.6, (1.0, 5.0), 1.5
+"""Share of images whose inner table of the skull has another thickness, its mean (and no less than the lowest
+anywhere), and how much it varies."""
 
 DIPLOE_MM = 8.0
 """How far from the cavity bone and marrow change places: the outer table stays."""
@@ -116,7 +117,7 @@ REACH_MM = 3.0
 KNOT_MM = 8.0
 """Warps are worked out on a net this fine and interpolated."""
 
-NOISE, BIAS, GAIN, GAMMA = 0.06, 0.25, 0.12, 0.15
+NOISE, BIAS, GAIN, GAMMA = 0.05, 0.25, 0.12, 0.1
 """Largest standard deviation of noise, and amplitudes of bias field, and of logarithms of gain and gamma."""
 
 
@@ -337,13 +338,14 @@ def filled(inside: Bool[Array, "*n"], tissues: Int[Array, "*n"]) -> Int[Array, "
 def table_varied(
     key: PRNGKeyArray, tissues: Int[Array, "y x z"], beyond_mm: Float[Array, "y x z"]
 ) -> Int[Array, "y x z"]:
-    """A skull whose inner table, in some images, is thicker, thinner or not to be seen, as where it thins to nothing.
+    """A skull whose inner table, in some images, is thicker or thinner.
 
-    What is dark over the brain then is not what the label maps happen to have, and marrow is not always beyond it.
+    What is dark over the brain then is not what the label maps happen to have.
     """
     keys = jax.random.split(key, 3)
-    mean = jax.random.uniform(keys[0], minval=-TABLE_SPREAD_MM, maxval=THICKEST_TABLE_MM)
-    thickness = mean + TABLE_SPREAD_MM * _over_skull(keys[1], tissues.shape)
+    thinnest, thickest = TABLE_MM
+    mean = jax.random.uniform(keys[0], minval=thinnest, maxval=thickest)
+    thickness = jnp.clip(mean + TABLE_SPREAD_MM * _over_skull(keys[1], tissues.shape), thinnest)
     skull = ((tissues == BONE) | (tissues == MARROW)) & (beyond_mm <= DIPLOE_MM)
     varied = jnp.where(skull, jnp.where(beyond_mm <= thickness, BONE, MARROW), tissues)
     return jnp.where(jax.random.bernoulli(keys[2], TABLE_VARIED), varied, tissues)
@@ -385,7 +387,7 @@ def contrast(key: PRNGKeyArray, *, t1_weighted: bool = False) -> Float[Array, "t
     anything = 1.2 * jax.random.uniform(keys[1], low.shape)
     number = jnp.arange(len(TISSUES))
     free = jax.random.bernoulli(keys[2], RANDOM_CONTRAST)
-    free |= jax.random.bernoulli(keys[3], RANDOM_OUTSIDE) & ~is_inside(number)
+    free |= jax.random.bernoulli(keys[3], RANDOM_OUTSIDE) & ~is_inside(number) & (number != BONE)
     return jnp.where(number == AIR, 0.0, jnp.where(free & (not t1_weighted), anything, usual))
 
 
