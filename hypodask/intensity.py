@@ -17,7 +17,7 @@ BRIGHTEST = 1.5
 """Intensities are cut at this many times white matter."""
 
 DARK = 0.1
-"""Below this much of white matter ``head_dark`` spreads intensities evenly, above it by their ratios."""
+"""Below this much of white matter ``spread_dark`` tells intensities apart by differences, above it by ratios."""
 
 WINDOW_PERCENTILES = (0.5, 99.5)
 """Of the positive voxels: they become 0 and 1 in the preparation of the published subunit network."""
@@ -50,15 +50,20 @@ def head_median(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
 
 
 def head_dark(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    """Scale as ``head_median``, then set dark tissues as far apart as bright ones; from 0 to 1.
+    """Scale as ``head_median``, then spread as :func:`spread_dark`; from 0 to 1."""
+    return spread_dark(head_median(data))
 
-    Bone and fluid differ by a tenth of white matter, and less than a network heeds beside cortex and marrow: here they
-    are 0.19 apart where grey and white matter are 0.12.
 
-    >>> head_dark(np.full((2, 2, 2), 30.0) * [1, 2]).max().round(2)
-    np.float32(0.85)
+def spread_dark(levels: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Intensities in units of white matter with dark tissues set as far apart as bright ones; from 0 to 1.
+
+    Bone and fluid differ by a tenth of white matter, as little as grey matter does from white, which are of less
+    use to tell where the cranial cavity ends.
+
+    >>> spread_dark(np.array([0.1, 0.2, 0.8, 1.0, 1.5], np.float32)).round(2).tolist()
+    [0.25999..., 0.4199..., 0.8199..., 0.8799..., 1.0]
     """
-    return np.arcsinh(head_median(data) / np.float32(DARK)) / np.float32(np.arcsinh(BRIGHTEST / DARK))
+    return np.arcsinh(levels / np.float32(DARK)) / np.float32(np.arcsinh(BRIGHTEST / DARK))
 
 
 def box_bright(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:

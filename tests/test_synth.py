@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hypodask.grid import Grid, box_grid
-from hypodask.intensity import head_dark, head_median
+from hypodask.intensity import head_median
 from hypodask.network.augment import Variation
 from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults, synth
@@ -25,7 +25,6 @@ from hypodask.segmentation.synth import (
     head_map,
     imaged,
     is_inside,
-    scanned,
     skull_moved,
     slab_drawer,
     stacked,
@@ -200,15 +199,6 @@ def test_inner_tables_are_of_any_thickness_but_nowhere_gone_and_nothing_else_cha
         np.testing.assert_array_equal(varied[beyond > synth.DIPLOE_MM], line[beyond > synth.DIPLOE_MM])
         tables.add(int((varied[2:7] == BONE).sum()))
     assert tables == {1, 2, 3, 4, 5}
-
-
-def test_images_are_scaled_as_those_of_scans_are(plain, monkeypatch):
-    monkeypatch.setattr(synth, "GAMMA", 0.0)
-    scan = np.random.default_rng(0).gamma(2.0, 60.0, (8, 20, 20))
-    image = scanned(jax.random.key(0), jnp.asarray(head_median(scan)))
-    # The generator has no tissue below a thousandth of white matter.
-    np.testing.assert_allclose(image, head_dark(scan), atol=0.003)
-    assert np.ptp(head_dark(scan)) > 0.8
 
 
 def test_t1_weighted_contrasts_keep_their_ranges_and_others_do_not():

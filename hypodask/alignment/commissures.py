@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from hypodask.alignment.pose import acpc_frame
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import SCALINGS
-from hypodask.network.architectures import SliceNetwork
+from hypodask.network.architectures import AnyNetwork
 from hypodask.network.unet import UNetConfig, predictor
 from hypodask.network.weights import InputGeometry, load_weights, resolve_model
 from hypodask.resample import interpolate
@@ -152,7 +152,7 @@ def likelihood_of(logits: Float[Array, "y z commissure"]) -> Float[Array, "y z c
     return jnp.asarray(jax.nn.softmax(logits, axis=(0, 1)))
 
 
-def looker(model: SliceNetwork) -> Looker:
+def looker(model: AnyNetwork) -> Looker:
     """Compile a network for looking."""
     return predictor(model, slices_at_once=2 * LOOKS, answer=likelihood_of)
 

@@ -5,7 +5,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy import ndarray
 from hypodask.cluster.connection import submit
 from hypodask.errors import ClusterError, ModelError
 from hypodask.segmentation import Segmentation
+from hypodask.segmentation.border import BorderedNetwork
 from hypodask.segmentation.predict import ShippedNetwork
 
 Models = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -89,6 +90,9 @@ def loaded_here(plugin: str) -> Any:
 
 def on_gpu(plugin: str, number: int, network: Any) -> Any:
     """A network as it is, but that it runs on a worker with a GPU; others than ours run here."""
+    if isinstance(network, BorderedNetwork):
+        # Its outlines are what costs; the border is looked at where the scan is.
+        return replace(network, first=on_gpu(plugin, number, network.first))
     if not isinstance(network, ShippedNetwork):
         return network
     return _OnGPU(network.members, network.card, network.digest, network.calibrated, plugin, number)
@@ -112,7 +116,9 @@ class _OnGPU(ShippedNetwork):
 
 def _outlined_here(plugin: str, number: int, image: ndarray) -> Segmentation:
     """Run in a worker with a GPU."""
-    return cast(Segmentation, loaded_here(plugin)[number].outlined(image))
+    network = loaded_here(plugin)[number]
+    first = network.first if isinstance(network, BorderedNetwork) else network
+    return cast(Segmentation, first.outlined(image))
 
 
 def _keep_to_own_cores(worker: int, workers: int) -> None:

@@ -3,19 +3,27 @@
 from flax import nnx
 
 from hypodask.network.efficientnet import EfficientUNet, EfficientUNetConfig
+from hypodask.network.profiles import ProfileNet, ProfileNetConfig
 from hypodask.network.unet import UNet, UNetConfig
 
-Architecture = UNetConfig | EfficientUNetConfig
+SliceArchitecture = UNetConfig | EfficientUNetConfig
 """Shape of a network that answers slice by slice."""
 
-SliceNetwork = UNet | EfficientUNet
-"""Slices in, one logit per class and pixel out."""
+Architecture = SliceArchitecture | ProfileNetConfig
+"""Shape of a network."""
 
-KINDS: dict[str, type[Architecture]] = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
+AnyNetwork = UNet | EfficientUNet | ProfileNet
+"""Slices in, one logit per class and pixel out; or profiles in, one logit per place out."""
+
+KINDS: dict[str, type[Architecture]] = {
+    "unet": UNetConfig,
+    "efficient_unet": EfficientUNetConfig,
+    "profiles": ProfileNetConfig,
+}
 """By the name that a model card gives."""
 
 
-def build(config: Architecture, *, rngs: nnx.Rngs) -> SliceNetwork:
+def build(config: Architecture, *, rngs: nnx.Rngs) -> AnyNetwork:
     """A network of an architecture with random weights.
 
     Examples
@@ -23,6 +31,8 @@ def build(config: Architecture, *, rngs: nnx.Rngs) -> SliceNetwork:
     >>> type(build(UNetConfig(in_channels=1, out_channels=2, widths=(4, 8)), rngs=nnx.Rngs(0))).__name__
     'UNet'
     """
+    if isinstance(config, ProfileNetConfig):
+        return ProfileNet(config, rngs=rngs)
     return UNet(config, rngs=rngs) if isinstance(config, UNetConfig) else EfficientUNet(config, rngs=rngs)
 
 

@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from hypodask.errors import ModelError
-from hypodask.network.architectures import Architecture, SliceNetwork, build
+from hypodask.network.architectures import AnyNetwork, Architecture, build
 from hypodask.network.checkpoints import keep, restored
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Learnt(NamedTuple):
     step: int
     loss: float
     """Mean over the steps since the checkpoint before."""
-    model: SliceNetwork
+    model: AnyNetwork
     """With the averaged weights."""
 
 
@@ -85,8 +85,8 @@ def learn(
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
-    initial: SliceNetwork | None = None,
-) -> SliceNetwork:
+    initial: AnyNetwork | None = None,
+) -> AnyNetwork:
     """Learn a U-Net.
 
     Parameters
@@ -107,7 +107,7 @@ def learn(
 
     Returns
     -------
-    SliceNetwork
+    AnyNetwork
         With the averaged weights.
 
     Raises
@@ -126,7 +126,7 @@ def learning(
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
-    initial: SliceNetwork | None = None,
+    initial: AnyNetwork | None = None,
 ) -> Iterator[Learnt]:
     """As :func:`learn`, one stop after the other: at every checkpoint, the one gone on from included, and at the end.
 
@@ -170,7 +170,7 @@ def _ahead(drawn: Drawer, schedule: Schedule, first: int) -> Iterator[tuple[int,
             yield step, here
 
 
-def started(config: Architecture, seed: int, initial: SliceNetwork | None = None) -> SliceNetwork:
+def started(config: Architecture, seed: int, initial: AnyNetwork | None = None) -> AnyNetwork:
     """A network to begin with: random weights, or those of another, whose last layer starts anew if classes differ.
 
     Raises
@@ -203,7 +203,7 @@ def started(config: Architecture, seed: int, initial: SliceNetwork | None = None
 def _learnt(graph: Any, state: _State, schedule: Schedule) -> Learnt:
     step = int(state.step)
     steps = step % schedule.checkpoint_every or schedule.checkpoint_every
-    return Learnt(step, float(state.loss) / steps, cast(SliceNetwork, nnx.merge(graph, *state.average)))
+    return Learnt(step, float(state.loss) / steps, cast(AnyNetwork, nnx.merge(graph, *state.average)))
 
 
 @lru_cache(maxsize=4)

@@ -26,10 +26,13 @@ from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
-from hypodask.network.architectures import KINDS, Architecture, SliceNetwork, build, kind_of
+from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, build, kind_of
 from hypodask.network.unet import parameter_count
 
-Task = Literal["hypothalamus", "icv", "commissures"]
+Task = Literal["hypothalamus", "icv", "icv-border", "commissures"]
+
+OUTLINING: tuple[Task, ...] = ("hypothalamus", "icv")
+"""Tasks whose networks have a channel for each label."""
 
 SUFFIX = ".safetensors"
 KERAS_SUFFIXES = (".h5", ".hdf5")
@@ -118,7 +121,7 @@ class ModelCard:
         object.__setattr__(self, "changelog", tuple(self.changelog))
         if self.task not in get_args(Task):
             raise ModelError(f"a model card's task is one of {get_args(Task)}, got {self.task!r}")
-        if self.architecture.in_channels != self.geometry.slices:
+        if self.task != "icv-border" and self.architecture.in_channels != self.geometry.slices:
             raise ModelError(
                 f"the network takes {self.architecture.in_channels} channels and the geometry gives "
                 f"{self.geometry.slices} slices; they must be equal"
@@ -133,7 +136,7 @@ class ModelCard:
             raise ModelError(f"every part_volume_sd must be positive, got {dict(self.part_volume_sd)}")
         if self.members < 1:
             raise ModelError(f"a weights file holds at least one member, got {self.members}")
-        if self.task != "commissures":
+        if self.task in OUTLINING:
             object.__setattr__(self, "labels", self.labels or self._usual_labels())
         if self.labels is not None:
             _check_labels(self.labels, self.architecture.out_channels, self.protocol)
@@ -212,7 +215,7 @@ class ModelCard:
         )
 
 
-def save_weights(path: str | PathLike[str], models: SliceNetwork | Sequence[SliceNetwork], card: ModelCard) -> Path:
+def save_weights(path: str | PathLike[str], models: AnyNetwork | Sequence[AnyNetwork], card: ModelCard) -> Path:
     """Write a model, or the members of an ensemble, and their card: ``path``, and beside it ``.json`` and ``.md``.
 
     The weights file appears whole or not at all. The JSON beside it also holds the SHA-256 of the weights.
@@ -220,7 +223,7 @@ def save_weights(path: str | PathLike[str], models: SliceNetwork | Sequence[Slic
     Parameters
     ----------
     path : path ending in ``.safetensors``
-    models : SliceNetwork or several
+    models : AnyNetwork or several
     card : ModelCard
         Its ``architecture`` must be that of every model, its ``members`` their number.
 
@@ -237,7 +240,7 @@ def save_weights(path: str | PathLike[str], models: SliceNetwork | Sequence[Slic
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ModelError(f"weights are written to a file ending in {SUFFIX}, got {path.name!r}")
-    members = (models,) if isinstance(models, SliceNetwork) else tuple(models)
+    members = (models,) if isinstance(models, AnyNetwork) else tuple(models)
     _check_members(members, card)
     tensors = {name: np.asarray(variable[...], np.float32) for name, variable in _variables(members).items()}
     _check_finite(tensors)
@@ -254,7 +257,7 @@ def save_weights(path: str | PathLike[str], models: SliceNetwork | Sequence[Slic
     return path
 
 
-def _check_members(members: Sequence[SliceNetwork], card: ModelCard) -> None:
+def _check_members(members: Sequence[AnyNetwork], card: ModelCard) -> None:
     if len(members) != card.members:
         raise ModelError(f"the card describes {card.members} members, {len(members)} were given")
     for model in members:
@@ -262,7 +265,7 @@ def _check_members(members: Sequence[SliceNetwork], card: ModelCard) -> None:
             raise ModelError(f"the card describes {card.architecture}, the model is {model.config}")
 
 
-def load_weights(path: str | PathLike[str]) -> tuple[tuple[SliceNetwork, ...], ModelCard]:
+def load_weights(path: str | PathLike[str]) -> tuple[tuple[AnyNetwork, ...], ModelCard]:
     """Read the members of a weights file, one or several, and their card back.
 
     Parameters
@@ -348,7 +351,7 @@ def sha256(path: str | PathLike[str]) -> str:
         raise ModelError(f"cannot read {path} to fingerprint it ({err.strerror}); check the path") from err
 
 
-def _variables(members: Sequence[SliceNetwork]) -> dict[str, nnx.Variable[Any]]:
+def _variables(members: Sequence[AnyNetwork]) -> dict[str, nnx.Variable[Any]]:
     """Weights and running statistics by dotted name, such as ``down.0.first.conv.kernel``, or ``4.down.0...``."""
     flat = {
         (member, *place): variable
@@ -359,7 +362,7 @@ def _variables(members: Sequence[SliceNetwork]) -> dict[str, nnx.Variable[Any]]:
     return {".".join(map(str, place[start:])): cast(nnx.Variable[Any], variable) for place, variable in flat.items()}
 
 
-def _filled(card: ModelCard, file: Any) -> tuple[SliceNetwork, ...]:
+def _filled(card: ModelCard, file: Any) -> tuple[AnyNetwork, ...]:
     """Build the members from the tensors of an open file, whose shapes are checked before any is read."""
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if card.members > max(1, len(found)):

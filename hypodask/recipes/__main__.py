@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from hypodask.recipes import __doc__ as usage
+from hypodask.recipes.border import train_border
 from hypodask.recipes.commissures import train_commissures
 from hypodask.recipes.hypothalamus import train_hypothalamus
 from hypodask.recipes.icv import train_icv
@@ -14,7 +15,7 @@ from hypodask.recipes.template import outline_template
 def main() -> None:
     """Run one recipe from the command line."""
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=["hypothalamus", "icv", "commissures", "template"])
+    parser.add_argument("network", choices=["hypothalamus", "icv", "border", "commissures", "template"])
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
@@ -27,7 +28,12 @@ def main() -> None:
     if options.network == "template":
         outline_template(options.data, options.work)
         return
-    recipes = {"hypothalamus": train_hypothalamus, "icv": train_icv, "commissures": train_commissures}
+    recipes = {
+        "hypothalamus": train_hypothalamus,
+        "icv": train_icv,
+        "border": train_border,
+        "commissures": train_commissures,
+    }
     more = {"initial": options.initial} if options.initial else {}
     learnt = recipes[options.network]
     learnt(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out), **more)

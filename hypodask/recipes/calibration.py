@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.optimize import brentq
 
-from hypodask.network.architectures import SliceNetwork
+from hypodask.network.architectures import AnyNetwork
 from hypodask.segmentation.segmentation import Segmentation
 from hypodask.volumes import measure
 
@@ -67,7 +67,7 @@ def odds_shifted(posteriors: Float[ndarray, "channel i j k"], offset: float) -> 
     return raised / raised.sum(axis=0)
 
 
-def calibrated(model: SliceNetwork, offset: float) -> SliceNetwork:
+def calibrated(model: AnyNetwork, offset: float) -> AnyNetwork:
     """The same network, with the offset in its last bias."""
     copy = nnx.clone(model)
     bias = copy.classify.bias

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from hypodask.labels import LabelTable
-from hypodask.network.unet import UNetConfig
+from hypodask.network.architectures import Architecture
 from hypodask.network.weights import InputGeometry, ModelCard
 from hypodask.network.weights import Task as TaskName
 
@@ -63,7 +63,7 @@ def relative_error(ratios: Float[ndarray, "head"]) -> float:
 
 
 def whole_card(
-    labels: LabelTable, network: UNetConfig, geometry: InputGeometry, training_data: str, measured: Measured
+    labels: LabelTable, network: Architecture, geometry: InputGeometry, training_data: str, measured: Measured
 ) -> ModelCard:
     """What both cards share: the network is named after the structure it outlines."""
     metrics, relative_sd = measured

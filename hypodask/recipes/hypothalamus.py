@@ -16,7 +16,7 @@ from hypodask.alignment import align
 from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, transform_points
 from hypodask.intensity import scale_by
 from hypodask.labels import HYPOTHALAMUS, LabelTable
-from hypodask.network.architectures import SliceNetwork
+from hypodask.network.architectures import AnyNetwork
 from hypodask.network.augment import Variation
 from hypodask.network.learn import Schedule
 from hypodask.network.unet import UNetConfig
@@ -180,7 +180,7 @@ def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[s
         join_folds(members, heads, work, steps)
 
 
-def fold_member(heads: Heads, left_out: tuple[str, ...], work: Path, steps: int) -> SliceNetwork:
+def fold_member(heads: Heads, left_out: tuple[str, ...], work: Path, steps: int) -> AnyNetwork:
     """The network of one fold, learnt from the heads that are not left out."""
     kept = [head for name, head in heads.items() if name not in left_out]
     schedule = Schedule(steps=steps, seed=FOLDS.index(left_out) if left_out in FOLDS else 0)
@@ -193,7 +193,7 @@ def fold_folder(work: Path, left_out: tuple[str, ...]) -> Path:
     return work / f"hypothalamus-without-{'-'.join(left_out)}"[:200]
 
 
-def join_folds(members: dict[tuple[str, ...], SliceNetwork], heads: Heads, work: Path, steps: int) -> None:
+def join_folds(members: dict[tuple[str, ...], AnyNetwork], heads: Heads, work: Path, steps: int) -> None:
     """Calibrate the networks of all folds, measure each on the heads that it has not seen, and write all as one.
 
     What measures a head is calibrated without it; the shipped networks are calibrated on all.
@@ -216,7 +216,7 @@ def join_folds(members: dict[tuple[str, ...], SliceNetwork], heads: Heads, work:
     save_weights(made(work / "hypothalamus-all") / "hypothalamus.safetensors", together, card)
 
 
-def _outlined(model: SliceNetwork, head: dict[str, ndarray]) -> Segmentation:
+def _outlined(model: AnyNetwork, head: dict[str, ndarray]) -> Segmentation:
     """What a network says of a head on the training grid."""
     network = ShippedNetwork((model,), hypothalamus_card(1, 1, 0, {}), "")
     return network.outlined(scaled(head["image"])[CORE])

@@ -6,6 +6,7 @@ coarse net and carried to the slab by products of matrices, which is what a CPU 
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ THICK, THICKEST_MM = 0.3, 5.0
 GHOST, STRONGEST_GHOST = 0.25, 0.2
 """Share of the images with a ghost, and its largest strength."""
 
-FIELD_KNOTS = (2, 4, 4)
-"""Knots of the receive field across a slab and along its slices, which are some 18 cm wide."""
+FIELD_KNOT = 44
+"""Voxels from one knot of the receive field to the next."""
 
 CUT = 0.12
 """Share of the images that end above, and of those that end below a random height."""
@@ -123,4 +124,5 @@ def biased(key: PRNGKeyArray, image: Float[Array, "s h w"], most: float) -> Floa
     """The receive field of a coil: a smooth multiplicative one, of an amplitude of up to ``most``."""
     of_amplitude, of_field = jax.random.split(key)
     amplitude = most * jax.random.uniform(of_amplitude)
-    return image * jnp.exp(amplitude * smooth_noise(of_field, image.shape, FIELD_KNOTS))
+    knots = cast(tuple[int, int, int], tuple(max(2, round(size / FIELD_KNOT)) for size in image.shape))
+    return image * jnp.exp(amplitude * smooth_noise(of_field, image.shape, knots))

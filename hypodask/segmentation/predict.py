@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid, transform_points
 from hypodask.intensity import SCALINGS, intensity_window, windowed
 from hypodask.labels import Hemisphere, Label, LabelTable
-from hypodask.network.architectures import SliceNetwork
+from hypodask.network.architectures import AnyNetwork
 from hypodask.network.unet import predictor
 from hypodask.network.weights import (
     KERAS_SUFFIXES,
@@ -31,6 +31,7 @@ from hypodask.network.weights import (
 )
 from hypodask.resample import resample
 from hypodask.scan import Scan
+from hypodask.segmentation.border import BorderedNetwork
 from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg
 from hypodask.segmentation.protocols import SEED_MODEL, SeedNetwork
 from hypodask.segmentation.segmentation import Segmentation
@@ -47,6 +48,9 @@ IMPORT_TOLERANCE = 0.05
 
 FINE_MM = 1.0
 """Grids finer than this are reached by cubic B-splines, coarser ones by a low-pass and trilinear."""
+
+ICV_MODELS: tuple[Task, Task] = ("icv", "icv-border")
+"""The network that outlines the cavity, and the one that looks at its border."""
 
 HYPOTHALAMUS_CENTRE_MM = (0.0, -5.0, -6.0)
 """Middle of the hypothalamus in AC-PC space."""
@@ -94,7 +98,7 @@ class ShippedNetwork:
     Probabilities of the members are averaged, so that a mean posterior is still a probability.
     """
 
-    members: tuple[SliceNetwork, ...]
+    members: tuple[AnyNetwork, ...]
     card: ModelCard
     digest: str
     calibrated: bool = True
@@ -207,7 +211,8 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     """Load a network by the name of a shipped one, or by the path of its weights.
 
     Loaded once per process: workers treat many scans with one copy. ``"hypothalamus-seed"`` is the shipped hypothalamus
-    network, its outlines extended to the protocol ``seed``.
+    network, its outlines extended to the protocol ``seed``; ``"icv"`` is the shipped network for the cavity, its
+    outline moved to the border that is seen. The path of weights gives the network alone.
 
     Raises
     ------
@@ -216,6 +221,9 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     """
     if name_or_path == SEED_MODEL:
         return SeedNetwork(load_network("hypothalamus"))
+    if name_or_path == "icv":
+        outlines, border = (cast(ShippedNetwork, load_network(resolve_model(name))) for name in ICV_MODELS)
+        return BorderedNetwork(outlines, border)
     path = resolve_model(name_or_path, others=(SEED_MODEL,))
     return _loaded(path, sha256(path))
 
@@ -226,7 +234,8 @@ def _loaded(path: Path, digest: str) -> ShippedNetwork | ImportedNetwork:
         return ImportedNetwork(import_hypothalamus_seg(path), digest)
     members, card = load_weights(path)
     network = ShippedNetwork(members, card, digest)
-    mirrored_channels(network.labels)
+    if card.labels is not None:
+        mirrored_channels(card.labels)
     _check_geometry(path, card.geometry)
     return network
 

@@ -22,7 +22,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
-from hypodask.intensity import BRIGHTEST, DARK, WHITE_OVER_MEDIAN
+from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN
 from hypodask.network.augment import Variation, points_of
 from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults
@@ -233,16 +233,48 @@ def slab_drawer(
     return lambda key: drawn(heads, jax.random.split(key, examples))
 
 
+class Anatomy(NamedTuple):
+    """A head that was drawn, at samples."""
+
+    number: Array
+    """Of the label map that it came from."""
+    tissues: Int[Array, "y x z"]
+    depth_mm: Float[Array, "y x z"]
+    """How far brain is from what is no brain, and the other way round."""
+    beyond_mm: Float[Array, "y x z"]
+    """How far samples lie beyond the border of the cavity, below 0 inside."""
+
+
 def slab(
     key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
 ) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
     """One slice with its neighbours as channels, and its truth."""
-    keys = jax.random.split(key, 11)
-    number = jax.random.randint(keys[0], (), 0, len(heads.codes))
-    middle = jax.random.randint(keys[1], (), 0, box.shape[1])
+    keys = jax.random.split(key, 3)
+    middle = jax.random.randint(keys[0], (), 0, box.shape[1])
     voxels, samples = _axes(box, geometry, middle)
+    head = anatomy(keys[1], heads, samples, box, variation)
+    image = _scan_of(keys[2], heads, head, samples, voxels)
+    return jnp.moveaxis(image, 0, -1), _truth(is_inside(head.tissues), box)
+
+
+def whole(
+    key: PRNGKeyArray, heads: Heads, box: Grid, variation: Variation
+) -> tuple[Float[Array, "x y z"], Float[Array, "x y z"]]:
+    """All of a box, whose voxels are samples: an image, and how far each voxel lies beyond the border of the cavity."""
+    keys = jax.random.split(key)
+    low = box.space_from_vox[:3, 3]
+    samples = [jnp.asarray(low[axis] + PIXEL_MM * np.arange(box.shape[axis]), jnp.float32) for axis in (1, 0, 2)]
+    head = anatomy(keys[0], heads, samples, box, variation)
+    image = _scan_of(keys[1], heads, head, samples, samples)
+    return jnp.swapaxes(image, 0, 1), jnp.swapaxes(head.beyond_mm, 0, 1)
+
+
+def anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, variation: Variation) -> Anatomy:
+    """One of the heads, posed, warped, and with another brain and another skull."""
+    keys = jax.random.split(key, 7)
+    number = jax.random.randint(keys[0], (), 0, len(heads.codes))
     # Images of every strength: a network is to see heads as they are, too.
-    points = _varied(keys[2], samples, box, variation.times(jax.random.uniform(keys[7])))
+    points = _varied(keys[1], samples, box, variation.times(jax.random.uniform(keys[2])))
 
     def codes_at(points: Array) -> Array:
         # An affine commutes with interpolation, and the net has few knots.
@@ -251,14 +283,19 @@ def slab(
         return _looked_up(heads, number, _spread_out(vox, samples))
 
     codes = codes_at(points)
-    beyond = skull_moved(keys[9], *taken_apart(codes))
-    tissues, depth, _ = taken_apart(brain_contracted(keys[8], codes, codes_at, points))
-    tissues = brain_size_varied(keys[3], filled(beyond <= 0, tissues), depth)
-    tissues = table_varied(keys[10], tissues, beyond)
-    image = imaged(keys[4], tissues, depth, samples, heads.shares[number])
-    spread = faults.point_spread(keys[5], list(zip(voxels, samples, strict=True)))
-    image = scanned(keys[6], apply_along(spread, image))
-    return jnp.moveaxis(image, 0, -1), _truth(is_inside(tissues), box)
+    beyond = skull_moved(keys[3], *taken_apart(codes))
+    tissues, depth, _ = taken_apart(brain_contracted(keys[4], codes, codes_at, points))
+    tissues = brain_size_varied(keys[5], filled(beyond <= 0, tissues), depth)
+    return Anatomy(number, table_varied(keys[6], tissues, beyond), depth, beyond)
+
+
+def _scan_of(
+    key: PRNGKeyArray, heads: Heads, head: Anatomy, samples: list[Array], voxels: list[Array]
+) -> Float[Array, "slice h w"]:
+    keys = jax.random.split(key, 3)
+    image = imaged(keys[0], head.tissues, head.depth_mm, samples, heads.shares[head.number])
+    spread = faults.point_spread(keys[1], list(zip(voxels, samples, strict=True)))
+    return scanned(keys[2], apply_along(spread, image))
 
 
 def taken_apart(codes: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
@@ -320,8 +357,8 @@ def skull_moved(
 
 def _over_skull(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "y x z"]:
     """Noise of standard deviation 1 that varies as smoothly as a skull."""
-    across, up = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in shape[1:])
-    return faults.smooth_noise(key, shape, (3, across, up))
+    y, x, z = (max(3, int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1) for size in shape)
+    return faults.smooth_noise(key, shape, (y, x, z))
 
 
 def filled(inside: Bool[Array, "*n"], tissues: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -415,13 +452,12 @@ def grain(key: PRNGKeyArray, inside: Bool[Array, "i j k"]) -> Float[Array, "i j 
 
 
 def scanned(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array, "slice h w"]:
-    """Gamma, receive field, ghost, noise and gain; then as ``intensity.head_dark`` shows it."""
+    """Gamma, receive field, ghost, noise and gain."""
     keys = jax.random.split(key, 5)
     image = jnp.clip(image, 1e-3) ** jnp.exp(GAMMA * jax.random.normal(keys[0]))
     image = faults.biased(keys[1], image, BIAS)
     image = faults.noisy(keys[2], faults.ghosted(keys[3], image), NOISE)
-    cut = jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
-    return jnp.arcsinh(cut / DARK) / np.arcsinh(BRIGHTEST / DARK)
+    return jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
 
 
 def _axes(box: Grid, geometry: InputGeometry, middle: Array) -> tuple[list[Array], list[Array]]:

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from hypodask.grid import Grid
-from hypodask.network.architectures import Architecture, SliceNetwork
+from hypodask.network.architectures import AnyNetwork, Architecture
 from hypodask.network.augment import Variation, contrast_of, points_of
 from hypodask.network.learn import Batch, Drawer, Schedule, learn
 from hypodask.network.weights import InputGeometry
@@ -66,7 +66,7 @@ class Task:
     """Truth of a mirrored head, classes last: left and right change places."""
 
 
-def train(task: Task, config: Architecture, schedule: Schedule, *, checkpoint: Path | None = None) -> SliceNetwork:
+def train(task: Task, config: Architecture, schedule: Schedule, *, checkpoint: Path | None = None) -> AnyNetwork:
     """Learn a U-Net from a task, as :func:`hypodask.network.learn.learn` does."""
     return learn(drawer(task, schedule), cross_entropy, config, schedule, checkpoint=checkpoint)
 

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from hypodask.agreement import dice
 from hypodask.labels import LabelTable
-from hypodask.network.architectures import SliceNetwork
+from hypodask.network.architectures import AnyNetwork
 from hypodask.network.checkpoints import keep, restored
 from hypodask.network.learn import Learnt, learning
 from hypodask.network.unet import predictor
@@ -125,7 +125,7 @@ class Watch:
         best = best_of(self._notes, self._folds)
         return sum(note.step > best.step for note in self._notes) >= self._folds.patience
 
-    def chosen(self, last: Learnt) -> SliceNetwork:
+    def chosen(self, last: Learnt) -> AnyNetwork:
         """The network to keep: the last one or, with patience, the best one."""
         if self._folds.patience:
             nnx.update(last.model, restored(self._folder / "best", nnx.state(last.model)))
@@ -137,7 +137,7 @@ def best_of(notes: Sequence[Note], folds: Folds) -> Note:
     return min(notes, key=lambda note: note.held_out_loss if folds.watch == "loss" else -note.held_out_dice)
 
 
-def assess(model: SliceNetwork, heads: Sequence[dict[str, ndarray]]) -> tuple[float, float]:
+def assess(model: AnyNetwork, heads: Sequence[dict[str, ndarray]]) -> tuple[float, float]:
     """Mean loss of heads as they are, and mean overlap of their whole structure; not-a-number without any."""
     if not heads:
         return np.nan, np.nan

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from hypodask.errors import ModelError, TrainingError
 from hypodask.labels import LabelTable
-from hypodask.network.architectures import Architecture, SliceNetwork
+from hypodask.network.architectures import AnyNetwork, SliceArchitecture
 from hypodask.network.efficientnet import EfficientUNetConfig
 from hypodask.network.unet import UNetConfig
 from hypodask.network.weights import InputGeometry, load_weights, resolve_model
@@ -16,8 +16,8 @@ from hypodask.training.config import SCRATCH, TrainingConfig
 class Start:
     """What the networks of a run begin with."""
 
-    architecture: Architecture
-    models: tuple[SliceNetwork, ...] = ()
+    architecture: SliceArchitecture
+    models: tuple[AnyNetwork, ...] = ()
     """Weights to go on from; empty from scratch."""
     name: str = ""
     """Of these weights."""
@@ -30,7 +30,7 @@ class Start:
         wide, high = (multiple * -(-n // multiple) for n in (i, k))
         return replace(HYPOTHALAMUS_GEOMETRY, shape=(wide, j, high))
 
-    def of_fold(self, number: int) -> SliceNetwork | None:
+    def of_fold(self, number: int) -> AnyNetwork | None:
         """What the network of a fold begins with: of an ensemble, each its own member as far as there are any."""
         return self.models[number % len(self.models)] if self.models else None
 
@@ -44,7 +44,7 @@ def start_of(config: TrainingConfig, labels: LabelTable) -> Start:
         If the weights to start from are none, are of another kind, or see other input than this network.
     """
     inputs, outputs = HYPOTHALAMUS_GEOMETRY.slices, 1 + len(labels)
-    wanted: Architecture = (
+    wanted: SliceArchitecture = (
         UNetConfig(inputs, outputs, config.network.widths)
         if config.network.kind == "unet"
         else EfficientUNetConfig(inputs, outputs)

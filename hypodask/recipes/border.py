@@ -1,0 +1,184 @@
+"""The network that looks at the border of the cavity: drawn from label maps, measured on others."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.intensity import spread_dark
+from hypodask.labels import ICV
+from hypodask.network.learn import Drawer, Schedule, learn
+from hypodask.network.weights import ModelCard, resolve_model, save_weights
+from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
+from hypodask.recipes.icv import ICV_VARIATION, icv_agreement, stored_map
+from hypodask.segmentation import faults
+from hypodask.segmentation.border import (
+    BORDER_GEOMETRY,
+    BORDER_NETWORK,
+    PLACES_MM,
+    REACH_MM,
+    SKULL_BASE_MM,
+    SMOOTH_GUESS_MM,
+    STEP_MM,
+    BorderedNetwork,
+    Normals,
+    inputs_of,
+    normals_of,
+)
+from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
+from hypodask.segmentation.synth import Heads, stacked, whole
+
+log = logging.getLogger(__name__)
+
+IMAGES, NORMALS_OF_AN_IMAGE = 300, 4000
+"""Synthetic images, each of which has another head, border and contrast, and normals taken from each."""
+
+BATCH, LEARNING_RATE = 512, 2e-3
+
+SHIFT_MM = 1.0
+"""Standard deviation by which a guess is off as a whole."""
+
+BULGES = ((1.5, 24.0), (0.7, 7.0))
+"""By how much a guess is off from place to place, at most, and over which length: as a network is off."""
+
+PLACE_JITTER = 0.15
+"""Standard deviation of what is told of the place of a normal, in its units: which part of the skull it is in helps;
+where a skull usually is must not be told, or the border would be guessed again."""
+
+GRID = input_grid(BORDER_GEOMETRY)
+
+
+class Examples(NamedTuple):
+    """Normals and where on them the border is."""
+
+    inputs: Float32[ndarray, "n place channel"]
+    places_mm: Float32[ndarray, "n"]
+
+
+def train_border(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
+    """Learn where on its normals the border of the cavity is, from label maps but those named in ``leave_out``."""
+    folder, run = made(work / "icv"), made(work / "border")
+    paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
+    heads = stacked([stored_map(path, folder) for name, path in paths.items() if name not in leave_out])
+    examples = drawn(heads, made(run / "examples"))
+    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE)
+    model = learn(batches(examples), unlikeliness, BORDER_NETWORK, schedule, checkpoint=run / "checkpoint")
+    card = partial(border_card, len(paths) - len(leave_out), steps)
+    # By its path it is the first network alone.
+    first = cast(ShippedNetwork, load_network(resolve_model("icv")))
+    network = BorderedNetwork(first, ShippedNetwork((model,), card({}), ""))
+    figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
+    write_figures(run / "held-out.json", figures)
+    save_weights(run / "icv-border.safetensors", model, card(figures))
+
+
+def drawn(heads: Heads, folder: Path) -> Examples:
+    """Examples of every image; those of an image are kept, so that a run that was cut off goes on."""
+    image_of = jax.jit(partial(_image_and_guess, heads=heads))
+    parts = []
+    for number in range(IMAGES):
+        kept = folder / f"{number:04d}.npz"
+        if not kept.exists():
+            image, beyond, off = (np.asarray(part) for part in image_of(jax.random.key(number)))
+            np.savez(kept, **examples_of(spread_dark(image), beyond, off, number)._asdict())
+            log.info("image %d of %d", number + 1, IMAGES)
+        parts.append(Examples(**np.load(kept)))
+    return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _image_and_guess(key: PRNGKeyArray, heads: Heads) -> tuple[Array, Array, Array]:
+    """An image, how far its voxels lie beyond the border, and how far off a guess is."""
+    of_image, of_guess = jax.random.split(key)
+    return *whole(of_image, heads, GRID, ICV_VARIATION), wrong_by(of_guess, GRID.shape)
+
+
+def wrong_by(key: PRNGKeyArray, shape: tuple[int, int, int]) -> Float[Array, "x y z"]:
+    """How far outside of the border a guess is, mm: everywhere, and from place to place."""
+    of_shift, *keys = jax.random.split(key, 1 + 2 * len(BULGES))
+    off = SHIFT_MM * jax.random.normal(of_shift) + jnp.zeros(shape)
+    for (most, length), of_size, of_field in zip(BULGES, keys[::2], keys[1::2], strict=True):
+        x, y, z = (int(np.ceil(size / length)) + 1 for size in shape)
+        off += most * jax.random.uniform(of_size) * faults.smooth_noise(of_field, shape, (x, y, z))
+    return off
+
+
+def examples_of(
+    image: Float[ndarray, "x y z"], beyond: Float[ndarray, "x y z"], off: Float[ndarray, "x y z"], seed: int
+) -> Examples:
+    """Normals of a guess, and where on them the border is."""
+    random = np.random.default_rng(seed)
+    guess = np.asarray(ndimage.gaussian_filter(beyond, SMOOTH_GUESS_MM)) - off
+    normals = normals_of(guess, random.random(guess.shape) < 0.2)
+    chosen = random.permutation(len(normals.feet))[:NORMALS_OF_AN_IMAGE]
+    normals = Normals(*(part[chosen] for part in normals))
+    inputs = inputs_of(image, normals, GRID, random.uniform(0, 2 * np.pi, len(chosen)))
+    places = border_along(beyond, normals)
+    height = GRID.space_from_vox[2, 3] + normals.feet[:, 2]
+    known = np.isfinite(places) & (height > SKULL_BASE_MM)
+    return Examples(inputs[known].astype(np.float16), places[known])
+
+
+def border_along(beyond: Float[ndarray, "x y z"], normals: Normals) -> Float32[ndarray, "n"]:
+    """Where along each normal it leaves the cavity, nearest to its foot, mm; NaN where it does not."""
+    places = normals.feet[:, None] + PLACES_MM[:, None] * normals.directions[:, None]
+    along = ndimage.map_coordinates(beyond, places.reshape(-1, 3).T, order=1, mode="nearest").reshape(len(places), -1)
+    here, there = along[:, :-1], along[:, 1:]
+    leaves = (here <= 0) & (there > 0)
+    where = PLACES_MM[:-1] + STEP_MM * -here / np.where(leaves, there - here, 1)
+    where = np.where(leaves, where, np.nan)
+    nearest = np.where(leaves, np.abs(where), np.inf).argmin(axis=1)
+    return where[np.arange(len(where)), nearest].astype(np.float32)
+
+
+def batches(examples: Examples) -> Drawer:
+    """Draws a batch: inputs whose place is told inexactly, and the share of the border at each place."""
+    inputs, places = (jnp.asarray(part) for part in examples)
+    # Of the context, feet come before directions.
+    feet = slice(BORDER_NETWORK.in_channels - 6, BORDER_NETWORK.in_channels - 3)
+
+    @jax.jit
+    def batch(key: PRNGKeyArray) -> tuple[Array, Array]:
+        of_rows, of_jitter = jax.random.split(key)
+        rows = jax.random.randint(of_rows, (BATCH,), 0, len(places))
+        jitter = PLACE_JITTER * jax.random.normal(of_jitter, (BATCH, 1, 3))
+        chosen = inputs[rows].astype(jnp.float32)
+        return chosen.at[..., feet].add(jitter), shares(places[rows])
+
+    return batch
+
+
+def shares(places_mm: Float[Array, "n"]) -> Float[Array, "n place"]:
+    """A place as shares of the two samples that it lies between.
+
+    >>> shares(jnp.array([-8.0, 0.125]))[:, [0, 16, 17]].tolist()
+    [[1.0, 0.0, 0.0], [0.0, 0.75, 0.25]]
+    """
+    steps = (jnp.clip(places_mm, -REACH_MM, REACH_MM) + REACH_MM) / STEP_MM
+    return jnp.clip(1 - jnp.abs(steps[:, None] - jnp.arange(len(PLACES_MM))), 0.0, 1.0)
+
+
+def unlikeliness(answer: Float[Array, "n place"], truth: Float[Array, "n place"]) -> Float[Array, ""]:
+    """Cross-entropy over the places of a normal."""
+    return -(truth * jax.nn.log_softmax(answer)).sum(axis=-1).mean()
+
+
+def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
+    """What is known of the network, and of outlines that were moved by it."""
+    measured_on = (
+        f"{len(figures)} synthetic T1-weighted scans of label maps that were not trained on, outlined by the network "
+        "icv and moved by this one; no real scan with a known intracranial volume was at hand"
+    )
+    training_data = (
+        f"normals of {IMAGES} synthetic images of {heads} whole-head label maps, as those that the network icv learns "
+        f"from, whose border was guessed wrong by some millimetres; {steps} steps of {BATCH} normals"
+    )
+    card = whole_card(ICV, BORDER_NETWORK, BORDER_GEOMETRY, training_data, summary(figures, measured_on))
+    return replace(card, name="icv-border", task="icv-border", labels=None)

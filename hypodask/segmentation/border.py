@@ -1,0 +1,283 @@
+"""The border of the cranial cavity, looked at along its normals.
+
+A network that outlines the cavity in coarse cells guesses its border from the shape of the head where fluid and bone
+look alike, and nearly so where they do not. Here its outline is a first guess. Across it the scan is sampled along
+normals, a small network says how far along each of them the border lies, and how sure it is of that, and the outline
+moves so far, as smoothly as a skull is. What is fitted is the place of one edge in a frame that has it in the middle:
+much less is to be learnt than for outlining a head.
+
+Distances are in mm, negative inside; grids are in AC-PC space with voxels of 1 mm.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32
+from numpy import ndarray
+from scipy import ndimage
+
+from hypodask.alignment.pose import Alignment
+from hypodask.grid import Grid, box_grid, head_grid, transform_points
+from hypodask.intensity import SCALINGS
+from hypodask.labels import LabelTable
+from hypodask.network.profiles import ProfileNetConfig
+from hypodask.network.weights import InputGeometry, Task
+from hypodask.resample import resample
+from hypodask.scan import Scan
+from hypodask.segmentation.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from hypodask.segmentation.predict import ShippedNetwork
+
+REACH_MM, STEP_MM = 8.0, 0.5
+"""How far from the guess the border is looked for, and samples along a normal."""
+
+PLACES_MM = np.arange(-REACH_MM, REACH_MM + STEP_MM / 2, STEP_MM, dtype=np.float32)
+"""Places along a normal, from inside to outside."""
+
+RINGS_MM, AROUND = (1.5, 4.0), 6
+"""Parallels that are looked at together with a normal: so many on each circle around it."""
+
+LINES = 1 + len(RINGS_MM) * AROUND
+CONTEXT = 6
+"""Numbers that say where on the skull a normal is: its foot and its direction, left like right."""
+
+ONE_IN = 3
+"""Share of the surface's voxels that have a normal."""
+
+SKULL_BASE_MM = -70.0
+"""Below this the cavity ends as the network says: it goes on into the spinal canal, and no border is to be seen."""
+
+SMOOTH_GUESS_MM, SMOOTH_MOVE_MM = 1.0, 2.0
+"""Standard deviations of the Gaussians over the guess, whose voxels would else give the normals, and over the move."""
+
+ROUNDS = 2
+"""How often the outline moves: from nearer, more of the border is seen across its normals."""
+
+NORMALS_AT_ONCE = 1024
+"""So that features stay near the cache."""
+
+LEAST_VARIANCE_MM2 = 0.25
+"""Of a place, so that no normal has it all its way."""
+
+CONTEXT_SCALE_MM = 80.0
+
+BORDER_BOX = head_grid(1.0)
+
+BORDER_GEOMETRY = InputGeometry(
+    spacing_mm=BORDER_BOX.spacing_mm,
+    shape=BORDER_BOX.shape,
+    slices=1,
+    slice_axis=1,
+    intensity="head_dark",
+    centre_mm=tuple(BORDER_BOX.centre_mm.tolist()),
+)
+"""The image that normals are sampled from."""
+
+BORDER_NETWORK = ProfileNetConfig(in_channels=LINES + CONTEXT, out_channels=len(PLACES_MM))
+
+
+class Normals(NamedTuple):
+    """Lines across a surface."""
+
+    voxels: ndarray
+    """The voxel of each: (n, 3)."""
+    feet: Float32[ndarray, "n 3"]
+    """Where each crosses the surface, in voxels."""
+    directions: Float32[ndarray, "n 3"]
+    """Outwards, of length 1."""
+
+
+def distance_from(inside: Bool[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Smoothed distance of each voxel from the border of a structure, negative inside; voxels of 1 mm."""
+    out, within = (ndimage.distance_transform_edt(side) for side in (~inside, inside))
+    distance = np.where(inside, 0.5 - within, out - 0.5).astype(np.float32)
+    return np.asarray(ndimage.gaussian_filter(distance, SMOOTH_GUESS_MM))
+
+
+def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k"]) -> Normals:
+    """The normals through those chosen voxels that the surface crosses, away from the faces of the grid."""
+    crossed = chosen & (np.abs(distance) < 0.5)
+    for axis in range(3):
+        ends = np.moveaxis(crossed, axis, 0)
+        ends[0] = ends[-1] = False
+    voxels = np.argwhere(crossed)
+    steps = np.eye(3, dtype=int)
+    slope = np.stack([distance[tuple((voxels + s).T)] - distance[tuple((voxels - s).T)] for s in steps], 1) / 2
+    size = np.linalg.norm(slope, axis=1, keepdims=True)
+    directions = slope / np.maximum(size, 1e-3)
+    # Where the surface folds its slope is small, and the foot would be far away.
+    feet = voxels - distance[tuple(voxels.T)][:, None] / np.maximum(size, 0.3) * directions
+    return Normals(voxels, feet.astype(np.float32), directions.astype(np.float32))
+
+
+def one_in(shape: tuple[int, ...], step: int = ONE_IN) -> Bool[ndarray, "i j k"]:
+    """Every so many voxels of a grid, evenly spread over planes of any direction.
+
+    >>> one_in((3, 3, 3)).sum().item()
+    9
+    """
+    i, j, k = np.indices(shape, sparse=True)
+    return np.asarray((i + j + k) % step == 0)
+
+
+def profiles(
+    image: Float[ndarray, "i j k"], normals: Normals, turns: Float[ndarray, "n"] | float = 0.0
+) -> Float32[ndarray, "n line place"]:
+    """Intensities along each normal and the parallels around it, which begin at an angle of ``turns``."""
+    lines = _parallels(normals, np.broadcast_to(turns, len(normals.feet)))
+    places = lines[:, :, None] + PLACES_MM[:, None] * normals.directions[:, None, None]
+    samples = ndimage.map_coordinates(image, places.reshape(-1, 3).T, order=1, mode="constant")
+    return samples.reshape(len(lines), LINES, len(PLACES_MM)).astype(np.float32)
+
+
+def _parallels(normals: Normals, turns: Float[ndarray, "n"]) -> Float32[ndarray, "n line 3"]:
+    """Feet of each normal and of the parallels around it."""
+    along = normals.directions
+    # Any axis but the one that is nearest to the normal gives a frame.
+    axis = np.eye(3)[np.abs(along).argmin(axis=1)]
+    first = np.cross(along, axis)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    second = np.cross(along, first)
+    angles = turns[:, None] + 2 * np.pi * np.arange(AROUND) / AROUND
+    circle = np.cos(angles)[..., None] * first[:, None] + np.sin(angles)[..., None] * second[:, None]
+    rings = [normals.feet[:, None] + radius * circle for radius in RINGS_MM]
+    return np.concatenate([normals.feet[:, None], *rings], axis=1).astype(np.float32)
+
+
+def context(normals: Normals, grid: Grid) -> Float32[ndarray, "n 6"]:
+    """Where on the skull normals are: foot and direction in AC-PC space, those on the left as their mirror images."""
+    feet = transform_points(grid.space_from_vox, normals.feet)
+    side = np.where(feet[:, :1] < 0, -1.0, 1.0) * [1.0, 0.0, 0.0] + [0.0, 1.0, 1.0]
+    return np.concatenate([feet * side / CONTEXT_SCALE_MM, normals.directions * side], axis=1).astype(np.float32)
+
+
+def inputs_of(
+    image: Float[ndarray, "i j k"], normals: Normals, grid: Grid, turns: Float[ndarray, "n"] | float = 0.0
+) -> Float32[ndarray, "n place channel"]:
+    """What the network sees of each normal: its lines, then its context, which is the same at every place."""
+    lines, around = np.moveaxis(profiles(image, normals, turns), 1, 2), context(normals, grid)
+    return np.concatenate([lines, np.broadcast_to(around[:, None], (*lines.shape[:2], CONTEXT))], axis=-1)
+
+
+def moved(
+    distance: Float32[ndarray, "i j k"],
+    normals: Normals,
+    places_mm: Float[ndarray, "n"],
+    variances_mm2: Float[ndarray, "n"],
+) -> Float32[ndarray, "i j k"]:
+    """Distance from a surface that has moved to these places on its normals, as far as their variances allow.
+
+    In between, and where normals disagree, it moves by the mean of what is near, weighted by how sure each normal is.
+    """
+    sure = 1 / (variances_mm2 + LEAST_VARIANCE_MM2)
+    move, weight = (np.zeros(distance.shape, np.float32) for _ in range(2))
+    move[tuple(normals.voxels.T)], weight[tuple(normals.voxels.T)] = sure * places_mm, sure
+    move, weight = (ndimage.gaussian_filter(part, SMOOTH_MOVE_MM) for part in (move, weight))
+    return distance - move / (weight + 1e-4)
+
+
+def share_inside(distance: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """How much of each voxel lies inside, were it a plane that crosses it.
+
+    >>> share_inside(np.array([[[-3.0, -0.5, 0.0, 0.25, 2.0]]])).ravel().tolist()
+    [1.0, 1.0, 0.5, 0.25, 0.0]
+    """
+    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class BorderedNetwork:
+    """A network for the cavity whose outline moves to the border that is seen."""
+
+    first: "ShippedNetwork"
+    """Gives the guess."""
+    border: "ShippedNetwork"
+    """Looks along normals."""
+    calibrated: bool = True
+
+    @property
+    def task(self) -> Task:
+        return self.first.task
+
+    @property
+    def name(self) -> str:
+        """Name and weights of the first network, and weights of the second."""
+        return f"{self.first.name}+{self.border.digest[:12]}"
+
+    @property
+    def protocol(self) -> str:
+        return self.first.protocol
+
+    @property
+    def labels(self) -> LabelTable:
+        return self.first.labels
+
+    @property
+    def relative_volume_sd(self) -> float | None:
+        return self.border.card.relative_volume_sd
+
+    @property
+    def volume_heads(self) -> int | None:
+        return self.border.card.volume_heads
+
+    @property
+    def part_volume_sd(self) -> Mapping[str, float]:
+        return self.border.card.part_volume_sd
+
+    @cached_property
+    def _chances(self) -> Callable[[Array], Array]:
+        """Probability of each place on a normal."""
+        (model,) = self.border.members
+        graph, state = nnx.split(model)
+        return jax.jit(lambda inputs: jax.nn.softmax(nnx.merge(graph, state)(inputs)))
+
+    def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
+        """Posteriors of one scan, in voxels of 1 mm."""
+        found = self.first.segment(scan, alignment)
+        geometry = self.border.card.geometry
+        grid = box_grid(geometry.shape, geometry.spacing_mm, geometry.centre_mm)
+        image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner)
+        guess = resample(found.posteriors[1], found.grid, grid)
+        inside = self.outlined(SCALINGS[geometry.intensity](image), whole_piece(guess > 0.5), grid)
+        return Segmentation(np.stack([1 - inside, inside]), grid, self.labels)
+
+    def outlined(
+        self, image: Float[ndarray, "x y z"], inside: Bool[ndarray, "x y z"], grid: Grid
+    ) -> Float32[ndarray, "x y z"]:
+        """Share of the cavity in each voxel, from a scaled image and a guess."""
+        share = inside.astype(np.float32)
+        for _ in range(ROUNDS if inside.any() else 0):
+            distance = distance_from(share > 0.5)
+            normals = normals_of(distance, one_in(grid.shape))
+            places, variances = self.places_on(inputs_of(image, normals, grid))
+            height = transform_points(grid.space_from_vox, normals.feet)[:, 2]
+            places = np.where(height < SKULL_BASE_MM, 0.0, places)
+            share = share_inside(moved(distance, normals, places, variances))
+        return share
+
+    def places_on(
+        self, inputs: Float32[ndarray, "n place channel"]
+    ) -> tuple[Float32[ndarray, "n"], Float32[ndarray, "n"]]:
+        """Mean and variance of where on each normal the border lies, mm and mm2."""
+        size = NORMALS_AT_ONCE
+        padded = np.pad(inputs, ((0, -len(inputs) % size), (0, 0), (0, 0)))
+        parts = [self._chances(jnp.asarray(padded[start : start + size])) for start in range(0, len(padded), size)]
+        chances = np.concatenate(parts)[: len(inputs)]
+        mean = chances @ PLACES_MM
+        return mean, np.maximum(chances @ PLACES_MM**2 - mean**2, 0.0)
+
+
+def whole_piece(inside: Bool[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
+    """The largest piece of a structure, and what it encloses."""
+    parts, number = ndimage.label(inside)
+    if number == 0:
+        return inside
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    return np.asarray(ndimage.binary_fill_holes(parts == largest))

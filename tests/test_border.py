@@ -1,0 +1,230 @@
+"""The border of the cavity: found along normals of a guess, and the guess moves there."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from numpy import ndarray
+
+from hypodask.errors import ModelError
+from hypodask.grid import box_grid
+from hypodask.labels import ICV
+from hypodask.network.architectures import build
+from hypodask.network.learn import Schedule, learn
+from hypodask.network.profiles import ProfileNetConfig
+from hypodask.network.weights import ModelCard, load_weights, save_weights
+from hypodask.recipes import border as recipe
+from hypodask.recipes.border import batches, border_along, examples_of, shares, unlikeliness, wrong_by
+from hypodask.segmentation import load_network
+from hypodask.segmentation.border import (
+    BORDER_GEOMETRY,
+    BORDER_NETWORK,
+    CONTEXT,
+    LINES,
+    PLACES_MM,
+    BorderedNetwork,
+    Normals,
+    context,
+    distance_from,
+    inputs_of,
+    moved,
+    normals_of,
+    one_in,
+    profiles,
+    share_inside,
+    whole_piece,
+)
+from hypodask.segmentation.predict import ShippedNetwork
+
+GRID = box_grid((56, 60, 64), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+MIDDLE = np.array([28.2, 29.7, 32.4])
+
+
+def beyond_ball(radius: float) -> ndarray:
+    """How far voxels lie outside of a ball."""
+    at = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
+    return (np.linalg.norm(at - MIDDLE, axis=-1) - radius).astype(np.float32)
+
+
+def volume_of_ball(radius: float) -> float:
+    return 4 / 3 * np.pi * radius**3
+
+
+def normals_of_ball(radius: float) -> Normals:
+    distance = beyond_ball(radius)
+    return normals_of(distance, one_in(distance.shape))
+
+
+@pytest.fixture(scope="module")
+def ball_card() -> ModelCard:
+    return ModelCard(
+        name="icv-border",
+        task="icv-border",
+        protocol=ICV.protocol,
+        architecture=BORDER_NETWORK,
+        geometry=BORDER_GEOMETRY,
+        training_data="balls",
+        licence="BSD-3-Clause",
+    )
+
+
+class OfBalls(BorderedNetwork):
+    """Finds the border where the intensity passes a half; knows nothing where there is no such edge."""
+
+    def places_on(self, inputs: ndarray) -> tuple[ndarray, ndarray]:
+        line = inputs[:, :, 0]
+        falls = (line[:, :-1] >= 0.5) & (line[:, 1:] < 0.5)
+        part = (line[:, :-1] - 0.5) / np.where(falls, line[:, :-1] - line[:, 1:], 1)
+        places = np.where(falls, PLACES_MM[:-1] + 0.5 * part, 0).sum(axis=1)
+        return np.where(falls.any(axis=1), places, 5.0), np.where(falls.any(axis=1), 0.0, 1e9)
+
+
+def test_a_distance_is_zero_on_the_border_and_the_share_inside_adds_up_to_the_volume():
+    distance = distance_from(beyond_ball(20) <= 0)
+    shell = np.abs(beyond_ball(20)) < 6
+    np.testing.assert_allclose(distance[shell], beyond_ball(20)[shell], atol=0.7)
+    assert share_inside(distance).sum() == pytest.approx(volume_of_ball(20), rel=0.01)
+
+
+def test_normals_of_a_ball_stand_on_it_and_point_away_from_its_middle():
+    normals = normals_of_ball(20)
+    outwards = normals.feet - MIDDLE
+    np.testing.assert_allclose(np.linalg.norm(outwards, axis=1), 20, atol=0.05)
+    np.testing.assert_allclose(outwards / 20, normals.directions, atol=0.03)
+    # Of the voxels that the surface crosses, one for each mm2, a third.
+    assert len(normals.feet) == pytest.approx(4 * np.pi * 20**2 / 3, rel=0.05)
+
+
+def test_a_surface_that_leaves_the_grid_has_no_normals_on_its_faces():
+    normals = normals_of_ball(29)
+    assert ((normals.voxels > 0) & (normals.voxels < np.array(GRID.shape) - 1)).all()
+
+
+def test_every_line_of_a_profile_crosses_a_plane_where_the_normal_does_whatever_the_turn():
+    plane = np.broadcast_to(np.arange(60.0, dtype=np.float32) - 30.3, (56, 60)).T[:, :, None] * np.ones((1, 1, 64))
+    normals = normals_of(plane.astype(np.float32), np.ones(plane.shape, bool))
+    inner = normals.voxels[:, 1:]
+    normals = Normals(*(part[((inner > 8) & (inner < 48)).all(axis=1)] for part in normals))
+    for turns in (0.0, np.linspace(0, 6, len(normals.feet))):
+        lines = profiles(plane, normals, turns)
+        assert lines.shape == (len(normals.feet), LINES, len(PLACES_MM))
+        np.testing.assert_allclose(lines, np.broadcast_to(PLACES_MM, lines.shape), atol=1e-3)
+
+
+def test_the_context_of_a_normal_is_that_of_its_mirror_image():
+    left = Normals(np.zeros((1, 3), int), np.array([[10.0, 20, 30]]), np.array([[-0.6, 0.8, 0.0]]))
+    right = Normals(np.zeros((1, 3), int), np.array([[45.0, 20, 30]]), np.array([[0.6, 0.8, 0.0]]))
+    np.testing.assert_allclose(context(left, GRID), context(right, GRID), atol=1e-6)
+    assert context(left, GRID).shape == (1, CONTEXT)
+
+
+@pytest.mark.parametrize("move", [-2.0, 0.0, 3.0])
+def test_a_surface_moves_as_far_as_its_normals_say_and_unsure_ones_have_no_say(move):
+    normals = normals_of_ball(20)
+    places, variances = np.full(len(normals.feet), move), np.zeros(len(normals.feet))
+    places[::2], variances[::2] = 7.0, 1e6
+    found = share_inside(moved(beyond_ball(20), normals, places, variances)).sum()
+    assert found == pytest.approx(volume_of_ball(20 + move), rel=0.015)
+
+
+def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none_is(ball_card):
+    network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
+    image = share_inside(beyond_ball(22.5))
+    found = network.outlined(image, beyond_ball(19) <= 0, GRID)
+    assert found.sum() == pytest.approx(volume_of_ball(22.5), rel=0.01)
+    assert np.abs(found - image).mean() < 0.004
+    unseen = network.outlined(np.zeros(GRID.shape), beyond_ball(19) <= 0, GRID)
+    assert unseen.sum() == pytest.approx(volume_of_ball(19), rel=0.03)
+    assert not network.outlined(image, np.zeros(GRID.shape, bool), GRID).any()
+
+
+def test_a_cavity_is_one_piece_without_holes():
+    mask = (beyond_ball(20) <= 0) & (beyond_ball(5) > 0)
+    mask[1, 1, 1] = True
+    np.testing.assert_array_equal(whole_piece(mask), beyond_ball(20) <= 0)
+    assert not whole_piece(np.zeros((3, 3, 3), bool)).any()
+
+
+def test_the_truth_is_the_nearest_place_where_a_normal_leaves_the_cavity():
+    normals = normals_of_ball(20)
+    for radius in (15.0, 20.0, 24.5):
+        np.testing.assert_allclose(border_along(beyond_ball(radius), normals), radius - 20, atol=0.08)
+    assert np.isnan(border_along(beyond_ball(3), normals)).all()
+    # A shell around a cavity: where a line comes back into it is not the border.
+    rings = np.where(beyond_ball(21) < 0, beyond_ball(18.5), np.maximum(beyond_ball(24), -1))
+    np.testing.assert_allclose(border_along(rings, normals), -1.5, atol=0.3)
+
+
+def test_a_place_is_shared_between_two_samples_and_is_their_mean():
+    places = np.array([-7.9, -0.2, 0.0, 3.33])
+    np.testing.assert_allclose(np.asarray(shares(places)) @ PLACES_MM, places, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(shares(places)).sum(axis=1), 1, atol=1e-6)
+
+
+def test_guesses_are_off_by_some_millimetres_and_smoothly():
+    fields = np.stack([wrong_by(key, (40, 40, 40)) for key in jax.random.split(jax.random.key(0), 60)])
+    assert 0.7 < fields.mean(axis=(1, 2, 3)).std() < 1.5
+    assert np.abs(np.diff(fields, axis=1)).mean() < 0.1 < fields.std(axis=(1, 2, 3)).mean()
+
+
+def test_what_is_learnt_from_some_balls_finds_the_border_of_another(monkeypatch, ball_card):
+    """The whole way on a small scale: examples, batches, learning, weights on disk, and an outline that moves."""
+    monkeypatch.setattr(recipe, "GRID", GRID)
+    monkeypatch.setattr(recipe, "BATCH", 128)
+    random = np.random.default_rng(0)
+
+    def image_of(radius: float) -> ndarray:
+        noise = random.normal(0, 0.05, GRID.shape)
+        return (0.4 * share_inside(beyond_ball(radius)) + 0.3 + noise).astype(np.float32)
+
+    parts = [
+        examples_of(image_of(radius), beyond_ball(radius), np.asarray(wrong_by(jax.random.key(n), GRID.shape)), n)
+        for n, radius in enumerate(random.uniform(15, 24, 6))
+    ]
+    examples = recipe.Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    assert examples.inputs.shape[1:] == (len(PLACES_MM), LINES + CONTEXT)
+    small = replace(BORDER_NETWORK, width=16)
+    schedule = Schedule(steps=250, heads=128, slices=1, learning_rate=5e-3, average=0.9)
+    model = learn(batches(examples), unlikeliness, small, schedule)
+    network = BorderedNetwork(None, ShippedNetwork((model,), replace(ball_card, architecture=small), ""))  # type: ignore[arg-type]
+    found = network.outlined(image_of(21.0), beyond_ball(19) <= 0, GRID)
+    assert found.sum() == pytest.approx(volume_of_ball(21.0), rel=0.02)
+    assert abs(volume_of_ball(19) / volume_of_ball(21.0) - 1) > 0.2
+
+
+def test_weights_come_back_from_disk_and_say_what_they_are(tmp_path, ball_card):
+    model = build(BORDER_NETWORK, rngs=nnx.Rngs(0))
+    path = save_weights(tmp_path / "border.safetensors", model, ball_card)
+    (again,), card = load_weights(path)
+    assert card == ball_card
+    assert card.labels is None
+    inputs = np.random.default_rng(0).normal(size=(3, len(PLACES_MM), LINES + CONTEXT)).astype(np.float32)
+    np.testing.assert_array_equal(again(inputs), model(inputs))
+    with pytest.raises(ModelError, match="outlines nothing"):
+        _ = load_network(path).labels
+
+
+@pytest.mark.parametrize("wrong", [{"in_channels": 0}, {"dilations": ()}, {"dilations": (1, 0)}, {"width": 0}])
+def test_a_network_needs_channels_places_and_dilations(wrong):
+    with pytest.raises(ValueError, match="at least one channel, place and dilation"):
+        ProfileNetConfig(**({"in_channels": 2, "out_channels": 9} | wrong))
+
+
+def test_the_shipped_network_of_the_cavity_is_two_and_its_name_tells_both():
+    network = load_network("icv")
+    assert isinstance(network, BorderedNetwork)
+    outlines, _, border = network.name.partition("+")
+    assert outlines == network.first.name
+    assert border == network.border.digest[:12]
+    assert network.relative_volume_sd == network.border.card.relative_volume_sd
+
+
+def test_inputs_have_the_lines_first_and_the_same_context_at_every_place():
+    normals = normals_of_ball(20)
+    inputs = inputs_of(beyond_ball(20), normals, GRID)
+    # The longest lines end outside of the grid.
+    np.testing.assert_allclose(inputs[:, :-4, 0], np.broadcast_to(PLACES_MM[:-4], inputs[:, :-4, 0].shape), atol=0.1)
+    np.testing.assert_array_equal(inputs[:, 0, LINES:], context(normals, GRID))
+    np.testing.assert_array_equal(inputs[:, 5, LINES:], inputs[:, 0, LINES:])
