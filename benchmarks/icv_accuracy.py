@@ -27,7 +27,7 @@ from hypodask.errors import AlignmentError
 from hypodask.grid import Grid, transform_points
 from hypodask.resample import resample
 from hypodask.scan import Scan
-from hypodask.segmentation.predict import ShippedNetwork, load_network
+from hypodask.segmentation.predict import Network, load_network
 
 HELD_OUT = tuple(f"training_seg_{number}" for number in (13, 14, 15, 16))
 SHRINKAGE = 0.15
@@ -116,7 +116,7 @@ def _brain(labels: ndarray) -> ndarray:
 SHRUNKEN: dict[str, Callable[[ndarray], ndarray]] = {"peeled": peeled, "contracted": contracted}
 
 
-def measured(network: ShippedNetwork, scan: Scan, alignment: Alignment) -> tuple[dict[str, float], ndarray, Grid]:
+def measured(network: Network, scan: Scan, alignment: Alignment) -> tuple[dict[str, float], ndarray, Grid]:
     """Volume and time of one scan whose pose is known; the posteriors and their grid."""
     start = perf_counter()
     found = network.segment(scan, alignment)
@@ -125,7 +125,7 @@ def measured(network: ShippedNetwork, scan: Scan, alignment: Alignment) -> tuple
 
 
 def label_map_rows(
-    network: ShippedNetwork, path: Path, images: int, mean: dict[int, float]
+    network: Network, path: Path, images: int, mean: dict[int, float]
 ) -> Iterator[dict[str, object]]:
     """Volume error and overlap for several images of a label map, and drift of the volume when its brain shrinks."""
     image = nib.load(path)
@@ -157,7 +157,7 @@ def label_map_rows(
         yield {"head": path.name.split(".")[0], "number": seed, **row}
 
 
-def real_rows(network: ShippedNetwork, path: Path, poses: int) -> Iterator[dict[str, object]]:
+def real_rows(network: Network, path: Path, poses: int) -> Iterator[dict[str, object]]:
     """Volume of a scan as it is and re-posed."""
     scan = hypodask.read_scan(path)
     alignment = hypodask.align(scan)
@@ -168,7 +168,7 @@ def real_rows(network: ShippedNetwork, path: Path, poses: int) -> Iterator[dict[
         yield {"head": head.name, "number": seed, **measured(network, posed, hypodask.align(posed))[0]}
 
 
-def outlines(network: ShippedNetwork, paths: list[Path], out: Path) -> None:
+def outlines(network: Network, paths: list[Path], out: Path) -> None:
     """Pictures of the cavity's outline in three planes through real scans."""
     import matplotlib.pyplot as plt
 
@@ -224,7 +224,6 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     mean = MEAN | FAINT if options.faint else MEAN
     network = load_network(options.network)
-    assert isinstance(network, ShippedNetwork)
     folders = ("scans", "scans_stripped", "scans_thick")
     scans = [path for folder in folders for path in sorted((options.data / folder).glob("*.*z"))]
     scans = [path for path in scans if options.match in str(path)]

@@ -4,6 +4,7 @@
 
     python -m hypodask.recipes hypothalamus DATA WORK [--steps N] [--leave-out NAME ...]
     python -m hypodask.recipes icv DATA WORK [--steps N] [--leave-out NAME ...] [--initial WEIGHTS]
+    python -m hypodask.recipes border DATA WORK [--steps N] [--leave-out NAME ...]
     python -m hypodask.recipes commissures DATA WORK [--steps N] [--leave-out NAME ...]
     python -m hypodask.recipes template DATA WORK
 
