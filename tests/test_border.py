@@ -28,7 +28,7 @@ from hypodask.segmentation.border import (
     Normals,
     context,
     distance_from,
-    inputs_of,
+    joined,
     moved,
     normals_of,
     one_in,
@@ -73,8 +73,8 @@ def ball_card() -> ModelCard:
 class OfBalls(BorderedNetwork):
     """Finds the border where the intensity passes a half; knows nothing where there is no such edge."""
 
-    def places_on(self, inputs: ndarray) -> tuple[ndarray, ndarray]:
-        line = inputs[:, :, 0]
+    def places_on(self, lines: ndarray, around: ndarray) -> tuple[ndarray, ndarray]:
+        line = lines[:, 0]
         falls = (line[:, :-1] >= 0.5) & (line[:, 1:] < 0.5)
         part = (line[:, :-1] - 0.5) / np.where(falls, line[:, :-1] - line[:, 1:], 1)
         places = np.where(falls, PLACES_MM[:-1] + 0.5 * part, 0).sum(axis=1)
@@ -83,8 +83,8 @@ class OfBalls(BorderedNetwork):
 
 def test_a_distance_is_zero_on_the_border_and_the_share_inside_adds_up_to_the_volume():
     distance = distance_from(beyond_ball(20) <= 0)
-    shell = np.abs(beyond_ball(20)) < 6
-    np.testing.assert_allclose(distance[shell], beyond_ball(20)[shell], atol=0.7)
+    shell = np.abs(beyond_ball(20)) < 3
+    np.testing.assert_allclose(distance[shell], beyond_ball(20)[shell], atol=0.3)
     assert share_inside(distance).sum() == pytest.approx(volume_of_ball(20), rel=0.01)
 
 
@@ -184,7 +184,7 @@ def test_what_is_learnt_from_some_balls_finds_the_border_of_another(monkeypatch,
         for n, radius in enumerate(random.uniform(15, 24, 6))
     ]
     examples = recipe.Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    assert examples.inputs.shape[1:] == (len(PLACES_MM), LINES + CONTEXT)
+    assert examples.lines.shape[1:] == (LINES, len(PLACES_MM))
     small = replace(BORDER_NETWORK, width=16)
     schedule = Schedule(steps=250, heads=128, slices=1, learning_rate=5e-3, average=0.9)
     model = learn(batches(examples), unlikeliness, small, schedule)
@@ -223,8 +223,10 @@ def test_the_shipped_network_of_the_cavity_is_two_and_its_name_tells_both():
 
 def test_inputs_have_the_lines_first_and_the_same_context_at_every_place():
     normals = normals_of_ball(20)
-    inputs = inputs_of(beyond_ball(20), normals, GRID)
+    lines, around = profiles(beyond_ball(20), normals), context(normals, GRID)
     # The longest lines end outside of the grid.
-    np.testing.assert_allclose(inputs[:, :-4, 0], np.broadcast_to(PLACES_MM[:-4], inputs[:, :-4, 0].shape), atol=0.1)
-    np.testing.assert_array_equal(inputs[:, 0, LINES:], context(normals, GRID))
-    np.testing.assert_array_equal(inputs[:, 5, LINES:], inputs[:, 0, LINES:])
+    np.testing.assert_allclose(lines[:, 0, :-4], np.broadcast_to(PLACES_MM[:-4], lines[:, 0, :-4].shape), atol=0.1)
+    inputs = joined(lines, around)
+    np.testing.assert_array_equal(inputs[:, 7, :LINES], lines[..., 7])
+    for place in (0, 5):
+        np.testing.assert_array_equal(inputs[:, place, LINES:], around)

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, PRNGKeyArray
+from jaxtyping import Array, Float, Float16, Float32, PRNGKeyArray
 from numpy import ndarray
 from scipy import ndimage
 
@@ -23,6 +23,7 @@ from hypodask.segmentation import faults
 from hypodask.segmentation.border import (
     BORDER_GEOMETRY,
     BORDER_NETWORK,
+    CONTEXT_SCALE_MM,
     PLACES_MM,
     REACH_MM,
     SKULL_BASE_MM,
@@ -30,8 +31,10 @@ from hypodask.segmentation.border import (
     STEP_MM,
     BorderedNetwork,
     Normals,
-    inputs_of,
+    context,
+    joined,
     normals_of,
+    profiles,
 )
 from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
 from hypodask.segmentation.synth import Heads, stacked, whole
@@ -49,9 +52,9 @@ SHIFT_MM = 1.0
 BULGES = ((1.5, 24.0), (0.7, 7.0))
 """By how much a guess is off from place to place, at most, and over which length: as a network is off."""
 
-PLACE_JITTER = 0.15
-"""Standard deviation of what is told of the place of a normal, in its units: which part of the skull it is in helps;
-where a skull usually is must not be told, or the border would be guessed again."""
+FEET_JITTER = 12 / CONTEXT_SCALE_MM
+"""Standard deviation of the feet that are told: which part of the skull a normal is in helps, but where a skull usually
+is must not be told, or the border would be guessed again."""
 
 GRID = input_grid(BORDER_GEOMETRY)
 
@@ -59,7 +62,8 @@ GRID = input_grid(BORDER_GEOMETRY)
 class Examples(NamedTuple):
     """Normals and where on them the border is."""
 
-    inputs: Float32[ndarray, "n place channel"]
+    lines: Float16[ndarray, "n line place"]
+    around: Float32[ndarray, "n 6"]
     places_mm: Float32[ndarray, "n"]
 
 
@@ -119,11 +123,11 @@ def examples_of(
     normals = normals_of(guess, random.random(guess.shape) < 0.2)
     chosen = random.permutation(len(normals.feet))[:NORMALS_OF_AN_IMAGE]
     normals = Normals(*(part[chosen] for part in normals))
-    inputs = inputs_of(image, normals, GRID, random.uniform(0, 2 * np.pi, len(chosen)))
+    lines = profiles(image, normals, random.uniform(0, 2 * np.pi, len(chosen))).astype(np.float16)
     places = border_along(beyond, normals)
     height = GRID.space_from_vox[2, 3] + normals.feet[:, 2]
     known = np.isfinite(places) & (height > SKULL_BASE_MM)
-    return Examples(inputs[known].astype(np.float16), places[known])
+    return Examples(lines[known], context(normals, GRID)[known], places[known])
 
 
 def border_along(beyond: Float[ndarray, "x y z"], normals: Normals) -> Float32[ndarray, "n"]:
@@ -139,18 +143,15 @@ def border_along(beyond: Float[ndarray, "x y z"], normals: Normals) -> Float32[n
 
 
 def batches(examples: Examples) -> Drawer:
-    """Draws a batch: inputs whose place is told inexactly, and the share of the border at each place."""
-    inputs, places = (jnp.asarray(part) for part in examples)
-    # Of the context, feet come before directions.
-    feet = slice(BORDER_NETWORK.in_channels - 6, BORDER_NETWORK.in_channels - 3)
+    """Draws a batch: normals whose feet are told inexactly, and the share of the border at each place."""
+    lines, around, places = (jnp.asarray(part) for part in examples)
 
     @jax.jit
     def batch(key: PRNGKeyArray) -> tuple[Array, Array]:
         of_rows, of_jitter = jax.random.split(key)
         rows = jax.random.randint(of_rows, (BATCH,), 0, len(places))
-        jitter = PLACE_JITTER * jax.random.normal(of_jitter, (BATCH, 1, 3))
-        chosen = inputs[rows].astype(jnp.float32)
-        return chosen.at[..., feet].add(jitter), shares(places[rows])
+        feet_told = around[rows].at[:, :3].add(FEET_JITTER * jax.random.normal(of_jitter, (BATCH, 3)))
+        return joined(lines[rows].astype(jnp.float32), feet_told), shares(places[rows])
 
     return batch
 

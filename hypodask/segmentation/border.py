@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 from numpy import ndarray
-from scipy import ndimage
+from scipy import ndimage, special
 
 from hypodask.alignment.pose import Alignment
 from hypodask.grid import Grid, box_grid, head_grid, transform_points
@@ -63,6 +63,12 @@ ROUNDS = 2
 NORMALS_AT_ONCE = 1024
 """So that features stay near the cache."""
 
+FARTHEST_MM = 4.0
+"""By how much it moves in a round."""
+
+LEAST_SHARE = 1e-7
+"""In a voxel: so small a number still differs from 1 when taken from it."""
+
 LEAST_VARIANCE_MM2 = 0.25
 """Of a place, so that no normal has it all its way."""
 
@@ -94,11 +100,14 @@ class Normals(NamedTuple):
     """Outwards, of length 1."""
 
 
-def distance_from(inside: Bool[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    """Smoothed distance of each voxel from the border of a structure, negative inside; voxels of 1 mm."""
-    out, within = (ndimage.distance_transform_edt(side) for side in (~inside, inside))
-    distance = np.where(inside, 0.5 - within, out - 0.5).astype(np.float32)
-    return np.asarray(ndimage.gaussian_filter(distance, SMOOTH_GUESS_MM))
+def distance_from(share: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Distance of each voxel from the smoothed border of a structure, from the share of it in voxels of 1 mm.
+
+    Smoothed by a Gaussian, a plane at some distance leaves the share of a normal distribution: that is turned round. It
+    costs a tenth of a distance transform and holds up to some 4 mm, as far as the border moves in a round.
+    """
+    smooth = ndimage.gaussian_filter(share.astype(np.float32), SMOOTH_GUESS_MM)
+    return np.asarray(-SMOOTH_GUESS_MM * special.ndtri(np.clip(smooth, LEAST_SHARE, 1 - LEAST_SHARE)), np.float32)
 
 
 def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k"]) -> Normals:
@@ -158,12 +167,10 @@ def context(normals: Normals, grid: Grid) -> Float32[ndarray, "n 6"]:
     return np.concatenate([feet * side / CONTEXT_SCALE_MM, normals.directions * side], axis=1).astype(np.float32)
 
 
-def inputs_of(
-    image: Float[ndarray, "i j k"], normals: Normals, grid: Grid, turns: Float[ndarray, "n"] | float = 0.0
-) -> Float32[ndarray, "n place channel"]:
+def joined(lines: Float[Array, "n line place"], around: Float[Array, "n 6"]) -> Float[Array, "n place channel"]:
     """What the network sees of each normal: its lines, then its context, which is the same at every place."""
-    lines, around = np.moveaxis(profiles(image, normals, turns), 1, 2), context(normals, grid)
-    return np.concatenate([lines, np.broadcast_to(around[:, None], (*lines.shape[:2], CONTEXT))], axis=-1)
+    at_places = jnp.broadcast_to(around[:, None], (len(lines), lines.shape[2], CONTEXT))
+    return jnp.concatenate([jnp.swapaxes(lines, 1, 2), at_places], axis=-1)
 
 
 def moved(
@@ -232,11 +239,11 @@ class BorderedNetwork:
         return self.border.card.part_volume_sd
 
     @cached_property
-    def _chances(self) -> Callable[[Array], Array]:
+    def _chances(self) -> Callable[[Array, Array], Array]:
         """Probability of each place on a normal."""
         (model,) = self.border.members
         graph, state = nnx.split(model)
-        return jax.jit(lambda inputs: jax.nn.softmax(nnx.merge(graph, state)(inputs)))
+        return jax.jit(lambda lines, around: jax.nn.softmax(nnx.merge(graph, state)(joined(lines, around))))
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan, in voxels of 1 mm."""
@@ -254,22 +261,26 @@ class BorderedNetwork:
         """Share of the cavity in each voxel, from a scaled image and a guess."""
         share = inside.astype(np.float32)
         for _ in range(ROUNDS if inside.any() else 0):
-            distance = distance_from(share > 0.5)
+            distance = distance_from(share)
             normals = normals_of(distance, one_in(grid.shape))
-            places, variances = self.places_on(inputs_of(image, normals, grid))
+            places, variances = self.places_on(profiles(image, normals), context(normals, grid))
             height = transform_points(grid.space_from_vox, normals.feet)[:, 2]
-            places = np.where(height < SKULL_BASE_MM, 0.0, places)
+            places = np.where(height < SKULL_BASE_MM, 0.0, np.clip(places, -FARTHEST_MM, FARTHEST_MM))
             share = share_inside(moved(distance, normals, places, variances))
         return share
 
     def places_on(
-        self, inputs: Float32[ndarray, "n place channel"]
+        self, lines: Float32[ndarray, "n line place"], around: Float32[ndarray, "n 6"]
     ) -> tuple[Float32[ndarray, "n"], Float32[ndarray, "n"]]:
         """Mean and variance of where on each normal the border lies, mm and mm2."""
-        size = NORMALS_AT_ONCE
-        padded = np.pad(inputs, ((0, -len(inputs) % size), (0, 0), (0, 0)))
-        parts = [self._chances(jnp.asarray(padded[start : start + size])) for start in range(0, len(padded), size)]
-        chances = np.concatenate(parts)[: len(inputs)]
+        number = len(lines)
+        # Batches of one size are compiled once.
+        lines, around = (
+            np.pad(part, ((0, -number % NORMALS_AT_ONCE), *[(0, 0)] * (part.ndim - 1))) for part in (lines, around)
+        )
+        batches = [slice(start, start + NORMALS_AT_ONCE) for start in range(0, len(lines), NORMALS_AT_ONCE)]
+        parts = [self._chances(jnp.asarray(lines[batch]), jnp.asarray(around[batch])) for batch in batches]
+        chances = np.concatenate(parts)[:number]
         mean = chances @ PLACES_MM
         return mean, np.maximum(chances @ PLACES_MM**2 - mean**2, 0.0)
 
