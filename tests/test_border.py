@@ -54,7 +54,7 @@ def volume_of_ball(radius: float) -> float:
 
 def normals_of_ball(radius: float) -> Normals:
     distance = beyond_ball(radius)
-    return normals_of(distance, one_in(distance.shape))
+    return normals_of(distance, one_in(3, distance.shape))
 
 
 @pytest.fixture(scope="module")

@@ -48,17 +48,15 @@ LINES = 1 + len(RINGS_MM) * AROUND
 CONTEXT = 6
 """Numbers that say where on the skull a normal is: its foot and its direction, left like right."""
 
-ONE_IN = 3
-"""Share of the surface's voxels that have a normal."""
+ONE_IN = (16, 8)
+"""How many voxels of the surface share a normal, in each round in which the outline moves: from nearer, more of the
+border is seen across its normals. With 3 in both, errors are the same within 0.05 % of the volume."""
 
 SKULL_BASE_MM = -70.0
 """Below this the cavity ends as the network says: it goes on into the spinal canal, and no border is to be seen."""
 
 SMOOTH_GUESS_MM, SMOOTH_MOVE_MM = 1.0, 2.0
 """Standard deviations of the Gaussians over the guess, whose voxels would else give the normals, and over the move."""
-
-ROUNDS = 2
-"""How often the outline moves: from nearer, more of the border is seen across its normals."""
 
 NORMALS_AT_ONCE = 1024
 """So that features stay near the cache."""
@@ -126,10 +124,10 @@ def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k
     return Normals(voxels, feet.astype(np.float32), directions.astype(np.float32))
 
 
-def one_in(shape: tuple[int, ...], step: int = ONE_IN) -> Bool[ndarray, "i j k"]:
+def one_in(step: int, shape: tuple[int, ...]) -> Bool[ndarray, "i j k"]:
     """Every so many voxels of a grid, evenly spread over planes of any direction.
 
-    >>> one_in((3, 3, 3)).sum().item()
+    >>> one_in(3, (3, 3, 3)).sum().item()
     9
     """
     i, j, k = np.indices(shape, sparse=True)
@@ -260,9 +258,9 @@ class BorderedNetwork:
     ) -> Float32[ndarray, "x y z"]:
         """Share of the cavity in each voxel, from a scaled image and a guess."""
         share = inside.astype(np.float32)
-        for _ in range(ROUNDS if inside.any() else 0):
+        for step in ONE_IN if inside.any() else ():
             distance = distance_from(share)
-            normals = normals_of(distance, one_in(grid.shape))
+            normals = normals_of(distance, one_in(step, grid.shape))
             places, variances = self.places_on(profiles(image, normals), context(normals, grid))
             height = transform_points(grid.space_from_vox, normals.feet)[:, 2]
             places = np.where(height < SKULL_BASE_MM, 0.0, np.clip(places, -FARTHEST_MM, FARTHEST_MM))
