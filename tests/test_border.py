@@ -180,7 +180,7 @@ def test_what_is_learnt_from_some_balls_finds_the_border_of_another(monkeypatch,
         return (0.4 * share_inside(beyond_ball(radius)) + 0.3 + noise).astype(np.float32)
 
     parts = [
-        examples_of(image_of(radius), beyond_ball(radius), np.asarray(wrong_by(jax.random.key(n), GRID.shape)), n)
+        examples_of(head_of(radius), np.asarray(wrong_by(jax.random.key(n), GRID.shape)), n)
         for n, radius in enumerate(random.uniform(15, 24, 6))
     ]
     examples = recipe.Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -23,6 +23,7 @@ from hypodask.segmentation.border import (
     BORDER_GEOMETRY,
     BORDER_NETWORK,
     CONTEXT_SCALE_MM,
+    FARTHEST_MM,
     PLACES_MM,
     REACH_MM,
     SKULL_BASE_MM,
@@ -31,16 +32,17 @@ from hypodask.segmentation.border import (
     BorderedNetwork,
     Normals,
     context,
+    distance_from,
     joined,
     normals_of,
     profiles,
 )
 from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
-from hypodask.segmentation.synth import Heads, stacked, whole
+from hypodask.segmentation.synth import SINUS, Heads, Whole, stacked, whole
 
 log = logging.getLogger(__name__)
 
-IMAGES, NORMALS_OF_AN_IMAGE = 300, 4000
+IMAGES, NORMALS_OF_AN_IMAGE = 400, 4000
 """Synthetic images, each of which has another head, border and contrast, and normals taken from each."""
 
 BATCH, LEARNING_RATE = 512, 2e-3
@@ -50,6 +52,9 @@ SHIFT_MM = 1.0
 
 BULGES = ((1.5, 24.0), (0.7, 7.0))
 """By how much a guess is off from place to place, at most, and over which length: as a network is off."""
+
+SINUS_RIM_MM = 6.0
+"""Of a venous sinus, at most, a guess leaves out so much: with its walls it looks like what is in the cavity."""
 
 FEET_JITTER = 12 / CONTEXT_SCALE_MM
 """Standard deviation of the feet that are told: which part of the skull a normal is in helps, but where a skull usually
@@ -85,22 +90,22 @@ def train_border(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ..
 
 def drawn(heads: Heads, folder: Path) -> Examples:
     """Examples of every image; those of an image are kept, so that a run that was cut off goes on."""
-    image_of = jax.jit(partial(_image_and_guess, heads=heads))
+    image_of = jax.jit(partial(_image_and_error, heads=heads))
     parts = []
     for number in range(IMAGES):
         kept = folder / f"{number:04d}.npz"
         if not kept.exists():
-            image, beyond, off = (np.asarray(part) for part in image_of(jax.random.key(number)))
-            np.savez(kept, **examples_of(spread_dark(image), beyond, off, number)._asdict())
+            head, off = jax.tree.map(np.asarray, image_of(jax.random.key(number)))
+            np.savez(kept, **examples_of(head, off, number)._asdict())
             log.info("image %d of %d", number + 1, IMAGES)
         parts.append(Examples(**np.load(kept)))
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _image_and_guess(key: PRNGKeyArray, heads: Heads) -> tuple[Array, Array, Array]:
-    """An image, how far its voxels lie beyond the border, and how far off a guess is."""
+def _image_and_error(key: PRNGKeyArray, heads: Heads) -> tuple[Whole, Array]:
+    """A head, and how far off a guess of its cavity is."""
     of_image, of_guess = jax.random.split(key)
-    return *whole(of_image, heads, GRID, ICV_VARIATION), wrong_by(of_guess, GRID.shape)
+    return whole(of_image, heads, GRID, ICV_VARIATION), wrong_by(of_guess, GRID.shape)
 
 
 def wrong_by(key: PRNGKeyArray, shape: tuple[int, int, int]) -> Float[Array, "x y z"]:
@@ -110,20 +115,24 @@ def wrong_by(key: PRNGKeyArray, shape: tuple[int, int, int]) -> Float[Array, "x 
     for (most, length), of_size, of_field in zip(BULGES, keys[::2], keys[1::2], strict=True):
         x, y, z = (int(np.ceil(size / length)) + 1 for size in shape)
         off += most * jax.random.uniform(of_size) * faults.smooth_noise(of_field, shape, (x, y, z))
-    return off
+    return jnp.clip(off, -FARTHEST_MM, FARTHEST_MM)
 
 
-def examples_of(
-    image: Float[ndarray, "x y z"], beyond: Float[ndarray, "x y z"], off: Float[ndarray, "x y z"], seed: int
-) -> Examples:
-    """Normals of a guess, and where on them the border is."""
+def guessed(head: Whole, off: Float[ndarray, "x y z"], sinus_mm: float) -> Float32[ndarray, "x y z"]:
+    """Distance from a guess, which takes venous sinuses for cavity but for so much of their rim."""
+    sinuses = distance_from(np.asarray(head.tissues == SINUS)) + sinus_mm
+    return np.asarray(ndimage.gaussian_filter(np.minimum(head.beyond_mm, sinuses), SMOOTH_GUESS_MM) - off, np.float32)
+
+
+def examples_of(head: Whole, off: Float[ndarray, "x y z"], seed: int) -> Examples:
+    """Normals of a guess that is off by so many mm, and where on them the border is."""
     random = np.random.default_rng(seed)
-    guess = np.asarray(ndimage.gaussian_filter(beyond, SMOOTH_GUESS_MM)) - off
+    guess = guessed(head, off, random.uniform(0, SINUS_RIM_MM))
     normals = normals_of(guess, random.random(guess.shape) < 0.2)
     chosen = random.permutation(len(normals.feet))[:NORMALS_OF_AN_IMAGE]
     normals = Normals(*(part[chosen] for part in normals))
-    lines = profiles(image, normals, random.uniform(0, 2 * np.pi, len(chosen))).astype(np.float16)
-    places = border_along(beyond, normals)
+    lines = profiles(spread_dark(head.image), normals, random.uniform(0, 2 * np.pi, len(chosen))).astype(np.float16)
+    places = border_along(head.beyond_mm, normals)
     height = GRID.space_from_vox[2, 3] + normals.feet[:, 2]
     known = np.isfinite(places) & (height > SKULL_BASE_MM)
     return Examples(lines[known], context(normals, GRID)[known], places[known])

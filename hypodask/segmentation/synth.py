@@ -66,7 +66,7 @@ OUTSIDE = (
 AIR = 0
 TISSUES = (Tissue("air", (0,), 0.0, 0.0), *INSIDE, *OUTSIDE)
 NAMES = tuple(tissue.name for tissue in TISSUES)
-CORTEX, FLUID, BONE, MARROW = (NAMES.index(name) for name in ("cortex", "fluid", "bone", "marrow"))
+CORTEX, FLUID, BONE, MARROW, SINUS = (NAMES.index(name) for name in ("cortex", "fluid", "bone", "marrow", "sinus"))
 LAST_INSIDE = len(INSIDE)
 """Number of the last tissue that lies in the cavity."""
 
@@ -245,6 +245,14 @@ class Anatomy(NamedTuple):
     """How far samples lie beyond the border of the cavity, below 0 inside."""
 
 
+class Whole(NamedTuple):
+    """All of a head that was drawn, on a grid."""
+
+    image: Float[Array, "x y z"]
+    tissues: Int[Array, "x y z"]
+    beyond_mm: Float[Array, "x y z"]
+
+
 def slab(
     key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
 ) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
@@ -257,16 +265,14 @@ def slab(
     return jnp.moveaxis(image, 0, -1), _truth(is_inside(head.tissues), box)
 
 
-def whole(
-    key: PRNGKeyArray, heads: Heads, box: Grid, variation: Variation
-) -> tuple[Float[Array, "x y z"], Float[Array, "x y z"]]:
-    """All of a box, whose voxels are samples: an image, and how far each voxel lies beyond the border of the cavity."""
+def whole(key: PRNGKeyArray, heads: Heads, box: Grid, variation: Variation) -> Whole:
+    """All of a box, whose voxels are samples."""
     keys = jax.random.split(key)
     low = box.space_from_vox[:3, 3]
     samples = [jnp.asarray(low[axis] + PIXEL_MM * np.arange(box.shape[axis]), jnp.float32) for axis in (1, 0, 2)]
     head = anatomy(keys[0], heads, samples, box, variation)
     image = _scan_of(keys[1], heads, head, samples, samples)
-    return jnp.swapaxes(image, 0, 1), jnp.swapaxes(head.beyond_mm, 0, 1)
+    return Whole(*(jnp.swapaxes(part, 0, 1) for part in (image, head.tissues, head.beyond_mm)))
 
 
 def anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, variation: Variation) -> Anatomy:
