@@ -119,9 +119,9 @@ def wrong_by(key: PRNGKeyArray, shape: tuple[int, int, int]) -> Float[Array, "x 
 
 
 def guessed(head: Whole, off: Float[ndarray, "x y z"], sinus_mm: float) -> Float32[ndarray, "x y z"]:
-    """Distance from a guess, which takes venous sinuses for cavity but for so much of their rim."""
-    sinuses = distance_from(np.asarray(head.tissues == SINUS)) + sinus_mm
-    return np.asarray(ndimage.gaussian_filter(np.minimum(head.beyond_mm, sinuses), SMOOTH_GUESS_MM) - off, np.float32)
+    """Distance from a guess, which takes venous sinuses for cavity but for so much of their outer rim."""
+    taken = distance_from((head.beyond_mm <= 0) | (head.tissues == SINUS)) + sinus_mm
+    return np.asarray(ndimage.gaussian_filter(np.minimum(head.beyond_mm, taken), SMOOTH_GUESS_MM) - off, np.float32)
 
 
 def examples_of(head: Whole, off: Float[ndarray, "x y z"], seed: int) -> Examples:

@@ -67,8 +67,14 @@ FARTHEST_MM = 4.0
 LEAST_SHARE = 1e-7
 """In a voxel: so small a number still differs from 1 when taken from it."""
 
+FARTHEST_SEEN_MM = -SMOOTH_GUESS_MM * float(special.ndtri(LEAST_SHARE))
+"""What it stands for."""
+
 LEAST_VARIANCE_MM2 = 0.25
 """Of a place, so that no normal has it all its way."""
+
+LEAST_WEIGHT = 1e-6
+"""Where all normals near are less sure than this, nothing moves."""
 
 CONTEXT_SCALE_MM = 80.0
 
@@ -105,7 +111,11 @@ def distance_from(share: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     costs a tenth of a distance transform and holds up to some 4 mm, as far as the border moves in a round.
     """
     smooth = ndimage.gaussian_filter(share.astype(np.float32), SMOOTH_GUESS_MM)
-    return np.asarray(-SMOOTH_GUESS_MM * special.ndtri(np.clip(smooth, LEAST_SHARE, 1 - LEAST_SHARE)), np.float32)
+    # Most voxels are far from the border: they all have the same distance.
+    distance = np.where(smooth > 0.5, np.float32(-FARTHEST_SEEN_MM), np.float32(FARTHEST_SEEN_MM))
+    near = (smooth > LEAST_SHARE) & (smooth < 1 - LEAST_SHARE)
+    distance[near] = -SMOOTH_GUESS_MM * special.ndtri(smooth[near])
+    return distance
 
 
 def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k"]) -> Normals:
@@ -185,7 +195,7 @@ def moved(
     move, weight = (np.zeros(distance.shape, np.float32) for _ in range(2))
     move[tuple(normals.voxels.T)], weight[tuple(normals.voxels.T)] = sure * places_mm, sure
     move, weight = (ndimage.gaussian_filter(part, SMOOTH_MOVE_MM) for part in (move, weight))
-    return distance - move / (weight + 1e-4)
+    return distance - move / (weight + LEAST_WEIGHT)
 
 
 def share_inside(distance: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
@@ -245,11 +255,11 @@ class BorderedNetwork:
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan, in voxels of 1 mm."""
-        found = self.first.segment(scan, alignment)
+        sketch = self.first.sketched(self.first.image_of(scan, alignment))
         geometry = self.border.card.geometry
         grid = box_grid(geometry.shape, geometry.spacing_mm, geometry.centre_mm)
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner)
-        guess = resample(found.posteriors[1], found.grid, grid)
+        guess = resample(sketch.posteriors[1], sketch.grid, grid)
         inside = self.outlined(SCALINGS[geometry.intensity](image), whole_piece(guess > 0.5), grid)
         return Segmentation(np.stack([1 - inside, inside]), grid, self.labels)
 
@@ -288,5 +298,7 @@ def whole_piece(inside: Bool[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
     parts, number = ndimage.label(inside)
     if number == 0:
         return inside
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    return np.asarray(ndimage.binary_fill_holes(parts == largest))
+    piece = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    # What hangs together with all that is around: several times as fast as filling holes.
+    around, _ = ndimage.label(~np.pad(piece, 1))
+    return np.asarray((around != around[0, 0, 0])[1:-1, 1:-1, 1:-1])

@@ -167,6 +167,15 @@ class ShippedNetwork:
         member_wholes = np.stack(wholes) if len(wholes) > 1 else None
         return Segmentation(total / len(wholes), input_grid(self.card.geometry), self.labels, member_wholes)
 
+    def sketched(self, image: Float[ndarray, "x y z"]) -> Segmentation:
+        """Outlines by one member in every other slice, without the mirror image: at a quarter of the cost."""
+        grid = input_grid(self.card.geometry)
+        slices = neighbours(jnp.asarray(image), self.card.geometry)[::2]
+        posteriors = np.asarray(jnp.moveaxis(self._predictors[0](slices), (3, 1, 0, 2), (0, 1, 2, 3)))
+        i, j, k = posteriors.shape[1:]
+        every_other = Grid((i, j, k), grid.space_from_vox @ np.diag([1.0, 2.0, 1.0, 1.0]), grid.space)
+        return Segmentation(posteriors, every_other, self.labels)
+
     def posteriors(self, image: Float[ndarray, "x y z"]) -> Float[ndarray, "channel x y z"]:
         """Posteriors of a scaled image on the network's grid, averaged over it, its mirror image and all members."""
         return self.outlined(image).posteriors
