@@ -19,6 +19,7 @@ from hypodask.labels import ICV
 from hypodask.network.unet import UNet, UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard
 from hypodask.row import Row
+from hypodask.segmentation.border import BorderedNetwork
 from hypodask.segmentation.predict import ShippedNetwork
 
 CONFIG = UNetConfig(in_channels=1, out_channels=2, widths=(2, 2))
@@ -31,26 +32,32 @@ class Noted(ShippedNetwork):
 
     folder: str = ""
 
-    def outlined(self, image):
+    def outlined(self, image, *, sketch=False):
         Path(self.folder, str(os.getpid())).touch()
         if image.max() > 1e6:
             os._exit(1)
-        return super().outlined(image)
+        return super().outlined(image, sketch=sketch)
 
 
-def load(folder: str) -> tuple[Noted]:
+Loaded = tuple[Noted, BorderedNetwork]
+
+
+def load(folder: str) -> Loaded:
+    """A network, and one that moves the outline of another."""
     geometry = InputGeometry((4.0, 4.0, 4.0), (8, 4, 8), 1, 1, "as_it_is")
     card = ModelCard("tiny", "icv", ICV.protocol, CONFIG, geometry, "nothing", "BSD-3-Clause")
-    return (Noted((UNet(CONFIG, rngs=nnx.Rngs(0)),), card, "0" * 64, folder=folder),)
+    one, other = (Noted((UNet(CONFIG, rngs=nnx.Rngs(n)),), card, f"{n}" * 64, folder=folder) for n in range(2))
+    return one, BorderedNetwork(other, other)
 
 
-def treat(path: str, *, scan: str, out: str, store: str, models: tuple[ShippedNetwork], stamp: str) -> Row:
-    """A stand-in for the method: one network on one block of voxels, unscaled."""
+def treat(path: str, *, scan: str, out: str, store: str, models: Loaded, stamp: str) -> Row:
+    """A stand-in for the method: two networks on one block of voxels, unscaled."""
     voxels = np.random.default_rng(len(scan)).normal(size=(8, 4, 8)).astype(np.float32)
     if scan == DEADLY:
         voxels += 1e7
-    found = models[0].outlined(voxels)
-    return Row(scan, "done", volume_mm3={"icv": float(found.posteriors[1].sum())}, warnings=str(os.getpid()))
+    one, bordered = models
+    found = one.outlined(voxels).posteriors[1].sum() + bordered.first.outlined(voxels, sketch=True).posteriors[1].sum()
+    return Row(scan, "done", volume_mm3={"icv": float(found)}, warnings=str(os.getpid()))
 
 
 @pytest.fixture(scope="module")

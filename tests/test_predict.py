@@ -178,6 +178,16 @@ def test_members_answer_together_with_the_mean_of_their_posteriors(ensemble):
     assert alone[0].member_wholes is None
 
 
+def test_a_sketch_is_what_the_first_member_says_of_every_other_slice(ensemble):
+    image = np.random.default_rng(1).random(GEOMETRY.shape, np.float32)
+    sketch, of_mirror = (ensemble.outlined(side, sketch=True) for side in (image, image[::-1]))
+    carried_back = of_mirror.posteriors[[0, 2, 1], ::-1]
+    whole = ShippedNetwork(ensemble.members[:1], CARD, "").outlined(image)
+    np.testing.assert_allclose((sketch.posteriors + carried_back) / 2, whole.posteriors[:, :, ::2], atol=1e-6)
+    places = [transform_points(found.grid.space_from_vox, at) for found, at in ((sketch, [1, 1, 1]), (whole, [1, 2, 1]))]
+    np.testing.assert_allclose(*places)
+
+
 def test_members_share_one_compiled_program(ensemble):
     image = np.zeros(GEOMETRY.shape, np.float32)
     next(ensemble.member_posteriors(image))

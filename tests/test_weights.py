@@ -129,11 +129,11 @@ def test_a_file_of_one_member_is_written_and_read_as_before_there_were_several(s
     np.testing.assert_array_equal(loaded.classify.kernel[...], model.classify.kernel[...])
 
 
-@pytest.mark.parametrize("task", ["hypothalamus", "icv", "commissures"])
+@pytest.mark.parametrize("task", ["hypothalamus", "icv", "icv-border", "commissures"])
 def test_the_shipped_weights_are_read(task):
     members, card = load_weights(resolve_model(task))
     assert [member.config for member in members] == [card.architecture] * card.members
-    assert (card.labels is None) == (task == "commissures")
+    assert (card.labels is None) == (task in ("icv-border", "commissures"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_path_is_taken_as_it_is(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["amygdala", "weights.pkl", ""])
 def test_an_unknown_model_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelError, match=re.escape("['hypothalamus', 'icv', 'commissures']")):
+    with pytest.raises(ModelError, match=re.escape("['hypothalamus', 'icv', 'icv-border', 'commissures']")):
         resolve_model(name)
 
 

@@ -105,20 +105,20 @@ class _OnGPU(ShippedNetwork):
     plugin: str = ""
     number: int = 0
 
-    def outlined(self, image: ndarray) -> Segmentation:
+    def outlined(self, image: ndarray, *, sketch: bool = False) -> Segmentation:
         """Have it outlined elsewhere; a worker that dies of it is as a disk that fails."""
-        there = submit(get_client(), "GPU", _outlined_here, self.plugin, self.number, image)
+        there = submit(get_client(), "GPU", _outlined_here, self.plugin, self.number, image, sketch)
         try:
             return there.result()
         except KilledWorker as err:
             raise ConnectionError(f"the worker that had the GPU died ({err}); look at its log") from err
 
 
-def _outlined_here(plugin: str, number: int, image: ndarray) -> Segmentation:
+def _outlined_here(plugin: str, number: int, image: ndarray, sketch: bool) -> Segmentation:
     """Run in a worker with a GPU."""
     network = loaded_here(plugin)[number]
     first = network.first if isinstance(network, BorderedNetwork) else network
-    return cast(Segmentation, first.outlined(image))
+    return cast(Segmentation, first.outlined(image, sketch=sketch))
 
 
 def _keep_to_own_cores(worker: int, workers: int) -> None:

@@ -316,8 +316,8 @@ def resolve_model(name_or_path: str | PathLike[str], *, others: Sequence[str] = 
     >>> resolve_model("amygdala")
     Traceback (most recent call last):
         ...
-    hypodask.errors.ModelError: no model is called 'amygdala'; give one of ['hypothalamus', 'icv', 'commissures'] or \
-the path of a .safetensors, .h5 or .hdf5 file
+    hypodask.errors.ModelError: no model is called 'amygdala'; give one of ['hypothalamus', 'icv', 'icv-border', \
+'commissures'] or the path of a .safetensors, .h5 or .hdf5 file
     """
     name = os.fspath(name_or_path)
     if name in get_args(Task):

@@ -255,7 +255,7 @@ class BorderedNetwork:
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan, in voxels of 1 mm."""
-        sketch = self.first.sketched(self.first.image_of(scan, alignment))
+        sketch = self.first.outlined(self.first.image_of(scan, alignment), sketch=True)
         geometry = self.border.card.geometry
         grid = box_grid(geometry.shape, geometry.spacing_mm, geometry.centre_mm)
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner)

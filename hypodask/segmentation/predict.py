@@ -158,8 +158,13 @@ class ShippedNetwork:
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
         return SCALINGS[self.card.geometry.intensity](image)
 
-    def outlined(self, image: Float[ndarray, "x y z"]) -> Segmentation:
-        """Outlines in a scaled image on the network's grid."""
+    def outlined(self, image: Float[ndarray, "x y z"], *, sketch: bool = False) -> Segmentation:
+        """Outlines in a scaled image on the network's grid.
+
+        A ``sketch`` is of every other slice, by one member that does not see the mirror image: a quarter of the cost.
+        """
+        if sketch:
+            return self._sketched(image)
         total, wholes = np.zeros((1 + len(self.labels), *image.shape), np.float32), []
         for posteriors in self.member_posteriors(image):
             total += posteriors
@@ -167,8 +172,7 @@ class ShippedNetwork:
         member_wholes = np.stack(wholes) if len(wholes) > 1 else None
         return Segmentation(total / len(wholes), input_grid(self.card.geometry), self.labels, member_wholes)
 
-    def sketched(self, image: Float[ndarray, "x y z"]) -> Segmentation:
-        """Outlines by one member in every other slice, without the mirror image: at a quarter of the cost."""
+    def _sketched(self, image: Float[ndarray, "x y z"]) -> Segmentation:
         grid = input_grid(self.card.geometry)
         slices = neighbours(jnp.asarray(image), self.card.geometry)[::2]
         posteriors = np.asarray(jnp.moveaxis(self._predictors[0](slices), (3, 1, 0, 2), (0, 1, 2, 3)))
@@ -226,14 +230,21 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     Raises
     ------
     ModelError
-        If there is no such network or its file is damaged.
+        If there is no such network, its file is damaged, or it outlines nothing.
     """
     if name_or_path == SEED_MODEL:
         return SeedNetwork(load_network("hypothalamus"))
     if name_or_path == "icv":
-        outlines, border = (cast(ShippedNetwork, load_network(resolve_model(name))) for name in ICV_MODELS)
-        return BorderedNetwork(outlines, border)
+        return BorderedNetwork(*(cast(ShippedNetwork, _loaded_from(resolve_model(name))) for name in ICV_MODELS))
     path = resolve_model(name_or_path, others=(SEED_MODEL,))
+    network = _loaded_from(path)
+    if isinstance(network, ShippedNetwork):
+        mirrored_channels(network.labels)
+        _check_geometry(path, network.card.geometry)
+    return network
+
+
+def _loaded_from(path: Path) -> "ShippedNetwork | ImportedNetwork":
     return _loaded(path, sha256(path))
 
 
@@ -242,11 +253,7 @@ def _loaded(path: Path, digest: str) -> ShippedNetwork | ImportedNetwork:
     if path.suffix.lower() in KERAS_SUFFIXES:
         return ImportedNetwork(import_hypothalamus_seg(path), digest)
     members, card = load_weights(path)
-    network = ShippedNetwork(members, card, digest)
-    if card.labels is not None:
-        mirrored_channels(card.labels)
-    _check_geometry(path, card.geometry)
-    return network
+    return ShippedNetwork(members, card, digest)
 
 
 def _check_geometry(path: Path, geometry: InputGeometry) -> None:
