@@ -363,7 +363,7 @@ def skull_moved(
 
 def _over_skull(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "y x z"]:
     """Noise of standard deviation 1 that varies as smoothly as a skull."""
-    y, x, z = (max(3, int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1) for size in shape)
+    y, x, z = (int(np.ceil(size * PIXEL_MM / SKULL_KNOT_MM)) + 1 for size in shape)
     return faults.smooth_noise(key, shape, (y, x, z))
 
 
