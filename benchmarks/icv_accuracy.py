@@ -165,7 +165,12 @@ def real_rows(network: Network, path: Path, poses: int) -> Iterator[dict[str, ob
     yield {"head": head.name, "number": 0, **measured(network, scan, alignment)[0]}
     for seed in range(1, poses + 1):
         posed, _ = repose(head, draw_pose(head, MILD, seed))
-        yield {"head": head.name, "number": seed, **measured(network, posed, hypodask.align(posed))[0]}
+        try:
+            row, _, _ = measured(network, posed, hypodask.align(posed))
+        except AlignmentError as refusal:
+            print(refusal)
+            continue
+        yield {"head": head.name, "number": seed, **row}
 
 
 def outlines(network: Network, paths: list[Path], out: Path) -> None:
