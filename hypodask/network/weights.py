@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
 from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, build, kind_of
+from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.unet import parameter_count
 
 Task = Literal["hypothalamus", "icv", "icv-border", "commissures"]
@@ -190,6 +191,8 @@ class ModelCard:
             SHA-256 of the weights file.
         """
         geometry = self.geometry
+        slices = f"{geometry.slices} slices at a time across axis {geometry.slice_axis}"
+        seen = "along normals of an outline" if isinstance(self.architecture, ProfileNetConfig) else slices
         ensemble = f"{self.members} members that answer together, each a " if self.members > 1 else ""
         rows = {
             "Task": self.task,
@@ -198,8 +201,8 @@ class ModelCard:
             "Licence": self.licence,
             "Network": f"{ensemble}{self.architecture.description}, {parameters} parameters",
             "Input": f"{' x '.join(map(str, geometry.shape))} voxels of "
-            f"{' x '.join(f'{s:g}' for s in geometry.spacing_mm)} mm, {geometry.slices} slices at a time "
-            f"across axis {geometry.slice_axis}, intensities `{geometry.intensity}`",
+            f"{' x '.join(f'{s:g}' for s in geometry.spacing_mm)} mm, {seen}, "
+            f"intensities `{geometry.intensity}`",
             "Labels": ", ".join(self.labels.structures) if self.labels else "none",
             "SHA-256": f"`{digest}`",
         }
