@@ -124,9 +124,7 @@ def measured(network: Network, scan: Scan, alignment: Alignment) -> tuple[dict[s
     return {"icv_ml": volume / 1000, "seconds": perf_counter() - start}, found.posteriors[1], found.grid
 
 
-def label_map_rows(
-    network: Network, path: Path, images: int, mean: dict[int, float]
-) -> Iterator[dict[str, object]]:
+def label_map_rows(network: Network, path: Path, images: int, mean: dict[int, float]) -> Iterator[dict[str, object]]:
     """Volume error and overlap for several images of a label map, and drift of the volume when its brain shrinks."""
     image = nib.load(path)
     labels = np.asarray(image.dataobj).astype(np.int16)

@@ -184,7 +184,9 @@ def test_a_sketch_is_what_the_first_member_says_of_every_other_slice(ensemble):
     carried_back = of_mirror.posteriors[[0, 2, 1], ::-1]
     whole = ShippedNetwork(ensemble.members[:1], CARD, "").outlined(image)
     np.testing.assert_allclose((sketch.posteriors + carried_back) / 2, whole.posteriors[:, :, ::2], atol=1e-6)
-    places = [transform_points(found.grid.space_from_vox, at) for found, at in ((sketch, [1, 1, 1]), (whole, [1, 2, 1]))]
+    places = [
+        transform_points(found.grid.space_from_vox, at) for found, at in ((sketch, [1, 1, 1]), (whole, [1, 2, 1]))
+    ]
     np.testing.assert_allclose(*places)
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Label, LabelTable
 from hypodask.network import weights
-from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm, parameter_count
+from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm
 from hypodask.network.weights import (
     InputGeometry,
     ModelCard,

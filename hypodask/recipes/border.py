@@ -95,8 +95,8 @@ def drawn(heads: Heads, folder: Path) -> Examples:
     for number in range(IMAGES):
         kept = folder / f"{number:04d}.npz"
         if not kept.exists():
-            head, off = jax.tree.map(np.asarray, image_of(jax.random.key(number)))
-            np.savez(kept, **examples_of(head, off, number)._asdict())
+            head, off = image_of(jax.random.key(number))
+            np.savez(kept, **examples_of(head, np.asarray(off), number)._asdict())
             log.info("image %d of %d", number + 1, IMAGES)
         parts.append(Examples(**np.load(kept)))
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -120,8 +120,9 @@ def wrong_by(key: PRNGKeyArray, shape: tuple[int, int, int]) -> Float[Array, "x 
 
 def guessed(head: Whole, off: Float[ndarray, "x y z"], sinus_mm: float) -> Float32[ndarray, "x y z"]:
     """Distance from a guess, which takes venous sinuses for cavity but for so much of their outer rim."""
-    taken = distance_from((head.beyond_mm <= 0) | (head.tissues == SINUS)) + sinus_mm
-    return np.asarray(ndimage.gaussian_filter(np.minimum(head.beyond_mm, taken), SMOOTH_GUESS_MM) - off, np.float32)
+    beyond = np.asarray(head.beyond_mm)
+    taken = distance_from((beyond <= 0) | np.asarray(head.tissues == SINUS)) + sinus_mm
+    return np.asarray(ndimage.gaussian_filter(np.minimum(beyond, taken), SMOOTH_GUESS_MM) - off, np.float32)
 
 
 def examples_of(head: Whole, off: Float[ndarray, "x y z"], seed: int) -> Examples:
@@ -131,8 +132,9 @@ def examples_of(head: Whole, off: Float[ndarray, "x y z"], seed: int) -> Example
     normals = normals_of(guess, random.random(guess.shape) < 0.2)
     chosen = random.permutation(len(normals.feet))[:NORMALS_OF_AN_IMAGE]
     normals = Normals(*(part[chosen] for part in normals))
-    lines = profiles(spread_dark(head.image), normals, random.uniform(0, 2 * np.pi, len(chosen))).astype(np.float16)
-    places = border_along(head.beyond_mm, normals)
+    turns = random.uniform(0, 2 * np.pi, len(chosen))
+    lines = profiles(spread_dark(np.asarray(head.image)), normals, turns).astype(np.float16)
+    places = border_along(np.asarray(head.beyond_mm), normals)
     height = GRID.space_from_vox[2, 3] + normals.feet[:, 2]
     known = np.isfinite(places) & (height > SKULL_BASE_MM)
     return Examples(lines[known], context(normals, GRID)[known], places[known])

@@ -235,7 +235,8 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     if name_or_path == SEED_MODEL:
         return SeedNetwork(load_network("hypothalamus"))
     if name_or_path == "icv":
-        return BorderedNetwork(*(cast(ShippedNetwork, _loaded_from(resolve_model(name))) for name in ICV_MODELS))
+        first, border = (cast(ShippedNetwork, _loaded_from(resolve_model(name))) for name in ICV_MODELS)
+        return BorderedNetwork(first, border)
     path = resolve_model(name_or_path, others=(SEED_MODEL,))
     network = _loaded_from(path)
     if isinstance(network, ShippedNetwork):
@@ -244,7 +245,7 @@ def load_network(name_or_path: str | PathLike[str]) -> Network:
     return network
 
 
-def _loaded_from(path: Path) -> "ShippedNetwork | ImportedNetwork":
+def _loaded_from(path: Path) -> ShippedNetwork | ImportedNetwork:
     return _loaded(path, sha256(path))
 
 
