@@ -1,6 +1,7 @@
 """The border of the cavity: found along normals of a guess, and the guess moves there."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from flax import nnx
 from numpy import ndarray
 
+from hypodask.alignment import Alignment
 from hypodask.errors import ModelError
 from hypodask.grid import box_grid
 from hypodask.intensity import spread_dark
@@ -27,7 +29,8 @@ from hypodask.recipes.border import (
     unlikeliness,
     wrong_by,
 )
-from hypodask.segmentation import load_network
+from hypodask.scan import Scan
+from hypodask.segmentation import Segmentation, load_network
 from hypodask.segmentation.border import (
     BORDER_GEOMETRY,
     BORDER_NETWORK,
@@ -149,12 +152,48 @@ def test_a_surface_moves_as_far_as_its_normals_say_and_unsure_ones_have_no_say(m
 def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none_is(ball_card):
     network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
     image = share_inside(beyond_ball(22.5))
-    found = network.outlined(image, beyond_ball(19) <= 0, GRID)
+    found = network.outlined(0.1 + 0.8 * image, beyond_ball(19) <= 0, GRID)
     assert found.sum() == pytest.approx(volume_of_ball(22.5), rel=0.01)
     assert np.abs(found - image).sum() < 0.2 * 4 * np.pi * 22.5**2
-    unseen = network.outlined(np.zeros(GRID.shape), beyond_ball(19) <= 0, GRID)
+    unseen = network.outlined(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID)
     assert unseen.sum() == pytest.approx(volume_of_ball(19), rel=0.03)
     assert not network.outlined(image, np.zeros(GRID.shape, bool), GRID).any()
+
+
+def test_where_an_image_ends_the_cavity_need_not(ball_card):
+    """Where a third of the surroundings were removed, the guess stays; if most were, there is no border to be seen."""
+    network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
+    stripped = share_inside(beyond_ball(18))
+    assert network.outlined(stripped, beyond_ball(20) <= 0, GRID) is None
+    cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 5, stripped, 0.1 + 0.8 * stripped)
+    found = network.outlined(cut, beyond_ball(20) <= 0, GRID)
+    for ours, wanted in ((found[:18], beyond_ball(20)[:18]), (found[34:], beyond_ball(18)[34:])):
+        assert ours.sum() == pytest.approx(share_inside(wanted).sum(), rel=0.04)
+
+
+class Sketcher:
+    """A first network that always finds a ball."""
+
+    labels = ICV
+
+    def image_of(self, scan: Scan, alignment: Alignment) -> ndarray:
+        return scan.data
+
+    def outlined(self, image: ndarray, *, sketch: bool = False) -> Segmentation:
+        inside = share_inside(beyond_ball(20))
+        return Segmentation(np.stack([1 - inside, inside]), GRID, ICV, whole_first=sketch)
+
+
+def test_of_a_stripped_brain_the_first_network_says_all(ball_card):
+    card = replace(ball_card, geometry=replace(BORDER_GEOMETRY, shape=GRID.shape, centre_mm=(0.0, 0.0, 0.0)))
+    network = OfBalls(Sketcher(), ShippedNetwork((), card, ""))  # type: ignore[arg-type]
+    brain = share_inside(beyond_ball(18))
+    pose = SimpleNamespace(acpc_from_scanner=np.eye(4))
+    of_stripped = network.segment(Scan(brain, replace(GRID, space="scanner")), pose)
+    assert not of_stripped.whole_first
+    assert of_stripped.posteriors[1].sum() == pytest.approx(volume_of_ball(20), rel=0.01)
+    of_whole = network.segment(Scan(0.2 + 0.6 * brain, replace(GRID, space="scanner")), pose)
+    assert of_whole.posteriors[1].sum() == pytest.approx(volume_of_ball(18), rel=0.1)
 
 
 def test_a_cavity_is_one_piece_without_holes():
