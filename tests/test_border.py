@@ -30,7 +30,7 @@ from hypodask.recipes.border import (
     wrong_by,
 )
 from hypodask.scan import Scan
-from hypodask.segmentation import Segmentation, load_network
+from hypodask.segmentation import Segmentation, border, load_network
 from hypodask.segmentation.border import (
     BORDER_GEOMETRY,
     BORDER_NETWORK,
@@ -160,12 +160,13 @@ def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none
     assert not network.outlined(image, np.zeros(GRID.shape, bool), GRID).any()
 
 
-def test_where_an_image_ends_the_cavity_need_not(ball_card):
-    """Where a third of the surroundings were removed, the guess stays; if most were, there is no border to be seen."""
+def test_where_an_image_ends_the_cavity_need_not(ball_card, monkeypatch):
+    """Where half of the surroundings were removed, the guess stays; if most were, there is no border to be seen."""
     network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
     stripped = share_inside(beyond_ball(18))
     assert network.outlined(stripped, beyond_ball(20) <= 0, GRID) is None
-    cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 5, stripped, 0.1 + 0.8 * stripped)
+    monkeypatch.setattr(border, "STRIPPED", 0.6)
+    cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 2, stripped, 0.1 + 0.8 * stripped)
     found = network.outlined(cut, beyond_ball(20) <= 0, GRID)
     for ours, wanted in ((found[:18], beyond_ball(20)[:18]), (found[34:], beyond_ball(18)[34:])):
         assert ours.sum() == pytest.approx(share_inside(wanted).sum(), rel=0.04)
@@ -288,9 +289,9 @@ def test_a_network_needs_channels_places_and_dilations(wrong):
 def test_the_shipped_network_of_the_cavity_is_two_and_its_name_tells_both():
     network = load_network("icv")
     assert isinstance(network, BorderedNetwork)
-    outlines, _, border = network.name.partition("+")
+    outlines, _, digest = network.name.partition("+")
     assert outlines == network.first.name
-    assert border == network.border.digest[:12]
+    assert digest == network.border.digest[:12]
     assert network.relative_volume_sd == network.border.card.relative_volume_sd
 
 
