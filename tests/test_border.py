@@ -166,6 +166,8 @@ def test_where_an_image_ends_the_cavity_need_not(ball_card, monkeypatch):
     network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
     stripped = share_inside(beyond_ball(18))
     assert network.outlined(stripped, beyond_ball(20) <= 0, GRID) is None
+    ringing = np.random.default_rng(0).uniform(0, border.AIR, GRID.shape)
+    assert network.outlined(np.maximum(stripped, ringing), beyond_ball(20) <= 0, GRID) is None
     monkeypatch.setattr(border, "STRIPPED", 0.6)
     cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 2, stripped, 0.1 + 0.8 * stripped)
     found = network.outlined(cut, beyond_ball(20) <= 0, GRID)
