@@ -63,12 +63,19 @@ def add_holm(table: pd.DataFrame, column: str = "p") -> pd.DataFrame:
 
 
 def holm(p: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Holm's adjustment of the finite p-values; the others stay NaN and do not count.
+    """Holm's adjustment (1979) of the finite p-values; the others stay NaN and do not count.
+
+    Every table needs it, and statsmodels collects the garbage of the whole process each time: up to a second.
 
     >>> holm(np.array([0.01, np.nan, 0.04, 0.03])).tolist()
     [0.03, nan, 0.06, 0.06]
     """
-    return _adjusted(p, "holm")
+    adjusted, tested = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested])]
+    # Times as many as are left, and never less than one before.
+    at_least = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
+    adjusted[order] = np.minimum(at_least, 1.0)
+    return adjusted
 
 
 def _adjusted(p: Float[ndarray, " n"], method: Adjustment) -> Float[ndarray, " n"]:
