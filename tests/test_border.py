@@ -161,6 +161,13 @@ def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none
     assert not network.outlined(image, np.zeros(GRID.shape, bool), GRID).any()
 
 
+def test_a_guess_that_no_normal_crosses_stays_as_it_is(ball_card):
+    network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
+    speck = np.zeros(GRID.shape, bool)
+    speck[28, 30, 32] = True
+    np.testing.assert_array_equal(network.outlined(np.full(GRID.shape, 0.1), speck, GRID), speck)
+
+
 def test_where_an_image_ends_the_cavity_need_not(ball_card, monkeypatch):
     """Where half of the surroundings were removed, the guess stays; if most were, there is no border to be seen."""
     network = OfBalls(None, ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]

@@ -284,6 +284,8 @@ class BorderedNetwork:
         for step in ONE_IN if inside.any() else ():
             distance = distance_from(share)
             normals = normals_of(distance, one_in(step, grid.shape))
+            if not len(normals.feet):
+                break
             lines = profiles(image, normals)
             if darker_outside(lines, AIR).mean() > STRIPPED:
                 return None
