@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Label, LabelTable
 from hypodask.network import weights
-from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm
+from hypodask.network.unet import UNet, UNetConfig, fold_batch_norm, parameter_count
 from hypodask.network.weights import (
     InputGeometry,
     ModelCard,
@@ -134,6 +134,14 @@ def test_the_shipped_weights_are_read(task):
     members, card = load_weights(resolve_model(task))
     assert [member.config for member in members] == [card.architecture] * card.members
     assert (card.labels is None) == (task in ("icv-border", "commissures"))
+
+
+@pytest.mark.parametrize("task", ["hypothalamus", "icv", "icv-border", "commissures"])
+def test_the_cards_beside_the_shipped_weights_say_the_same_in_words(task):
+    path = resolve_model(task)
+    (model, *_), card = load_weights(path)
+    text = card.to_markdown(parameters=parameter_count(model), digest=sha256(path))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(

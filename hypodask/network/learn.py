@@ -87,7 +87,7 @@ def learn(
     checkpoint: Path | None = None,
     initial: AnyNetwork | None = None,
 ) -> AnyNetwork:
-    """Learn a U-Net.
+    """Learn a network.
 
     Parameters
     ----------

@@ -26,8 +26,7 @@ from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
-from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, build, kind_of
-from hypodask.network.profiles import ProfileNetConfig
+from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, SliceArchitecture, build, kind_of
 from hypodask.network.unet import parameter_count
 
 Task = Literal["hypothalamus", "icv", "icv-border", "commissures"]
@@ -122,7 +121,7 @@ class ModelCard:
         object.__setattr__(self, "changelog", tuple(self.changelog))
         if self.task not in get_args(Task):
             raise ModelError(f"a model card's task is one of {get_args(Task)}, got {self.task!r}")
-        if self.task != "icv-border" and self.architecture.in_channels != self.geometry.slices:
+        if isinstance(self.architecture, SliceArchitecture) and self.architecture.in_channels != self.geometry.slices:
             raise ModelError(
                 f"the network takes {self.architecture.in_channels} channels and the geometry gives "
                 f"{self.geometry.slices} slices; they must be equal"
@@ -192,7 +191,7 @@ class ModelCard:
         """
         geometry = self.geometry
         slices = f"{geometry.slices} slices at a time across axis {geometry.slice_axis}"
-        seen = "along normals of an outline" if isinstance(self.architecture, ProfileNetConfig) else slices
+        seen = slices if isinstance(self.architecture, SliceArchitecture) else "along normals of an outline"
         ensemble = f"{self.members} members that answer together, each a " if self.members > 1 else ""
         rows = {
             "Task": self.task,

@@ -1,6 +1,7 @@
 """The network that looks at the border of the cavity: drawn from label maps, measured on others."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,7 +17,7 @@ from hypodask.intensity import spread_dark
 from hypodask.labels import ICV
 from hypodask.network.learn import Drawer, Schedule, learn
 from hypodask.network.weights import ModelCard, resolve_model, save_weights
-from hypodask.recipes.figures import Figures, made, summary, write_figures
+from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
 from hypodask.recipes.icv import ICV_VARIATION, icv_agreement, stored_map
 from hypodask.segmentation import faults
 from hypodask.segmentation.border import (
@@ -191,18 +192,6 @@ def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
         f"normals of {IMAGES} synthetic images of {heads} whole-head label maps, as those that the network icv learns "
         f"from, whose border was guessed wrong by some millimetres; {steps} steps of {BATCH} normals"
     )
-    metrics, relative_sd = summary(figures, measured_on)
-    return ModelCard(
-        name="icv-border",
-        task="icv-border",
-        protocol=ICV.protocol,
-        architecture=BORDER_NETWORK,
-        geometry=BORDER_GEOMETRY,
-        training_data=training_data,
-        licence="BSD-3-Clause",
-        version="0.1.0",
-        metrics=metrics,
-        relative_volume_sd=relative_sd,
-        volume_heads=len({name.split()[0] for name in figures}) or None,
-        changelog=("0.1.0: first version",),
-    )
+    measured = summary(figures, measured_on)
+    card = whole_card(ICV, BORDER_NETWORK, BORDER_GEOMETRY, training_data, measured, task="icv-border")
+    return replace(card, volume_heads=len({name.split()[0] for name in figures}) or None)

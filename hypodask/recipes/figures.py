@@ -63,13 +63,20 @@ def relative_error(ratios: Float[ndarray, "head"]) -> float:
 
 
 def whole_card(
-    labels: LabelTable, network: Architecture, geometry: InputGeometry, training_data: str, measured: Measured
+    labels: LabelTable,
+    network: Architecture,
+    geometry: InputGeometry,
+    training_data: str,
+    measured: Measured,
+    *,
+    task: TaskName | None = None,
 ) -> ModelCard:
-    """What both cards share: the network is named after the structure it outlines."""
+    """What the cards share: the network is named after its task, by default after the structure it outlines."""
     metrics, relative_sd = measured
+    task = task or cast(TaskName, labels.whole)
     return ModelCard(
-        name=labels.whole,
-        task=cast(TaskName, labels.whole),
+        name=task,
+        task=task,
         protocol=labels.protocol,
         architecture=network,
         geometry=geometry,

@@ -24,7 +24,6 @@ from scipy import ndimage, special
 
 from hypodask.alignment.pose import Alignment
 from hypodask.grid import Grid, box_grid, head_grid, transform_points
-from hypodask.intensity import SCALINGS
 from hypodask.labels import LabelTable
 from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.weights import InputGeometry, Task
@@ -269,9 +268,8 @@ class BorderedNetwork:
         sketch = self.first.outlined(coarse, sketch=True)
         geometry = self.border.card.geometry
         grid = box_grid(geometry.shape, geometry.spacing_mm, geometry.centre_mm)
-        image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner)
         guess = resample(sketch.posteriors[1], sketch.grid, grid)
-        inside = self.outlined(SCALINGS[geometry.intensity](image), whole_piece(guess > 0.5), grid)
+        inside = self.outlined(self.border.image_of(scan, alignment), whole_piece(guess > 0.5), grid)
         if inside is None:
             return self.first.outlined(coarse)
         return Segmentation(np.stack([1 - inside, inside]), grid, self.labels)
