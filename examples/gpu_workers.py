@@ -14,6 +14,7 @@ process: JAX looks once, and cannot be told later. On other machines start the s
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,19 +48,26 @@ def main() -> None:
 @contextmanager
 def cluster(devices: Sequence[str], cpu_workers: int = 0) -> Iterator[Client]:
     """A scheduler in this process, a worker process for each device, and so many without one."""
-    kinds = [(f"gpu-{device}", "GPU=1", environment_of(device)) for device in devices]
-    kinds += [(f"cpu-{number}", "CPU=1", {"JAX_PLATFORMS": "cpu"}) for number in range(cpu_workers)]
+    kinds = [(f"gpu-{device}", "GPU=1", environment_of(device), []) for device in devices]
+    for number in range(cpu_workers):
+        kinds.append((f"cpu-{number}", "CPU=1", {"JAX_PLATFORMS": "cpu"}, on_one_core(number)))
     here = {"host": "127.0.0.1", "scheduler_kwargs": {"dashboard": False, "allowed_failures": 0}}
     with ExitStack() as running:
         scheduler = running.enter_context(LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", **here))
-        for name, resource, environment in kinds:
-            command = [sys.executable, "-m", "dask", "worker", scheduler.scheduler_address, *ONLY_HERE]
+        for name, resource, environment, before in kinds:
+            command = [*before, sys.executable, "-m", "dask", "worker", scheduler.scheduler_address, *ONLY_HERE]
             options = ["--nthreads", "1", "--resources", resource, "--name", name]
             process = running.enter_context(subprocess.Popen(command + options, env=os.environ | environment))  # noqa: S603
             running.callback(process.terminate)
         client = running.enter_context(Client(scheduler, set_as_default=False))
         client.wait_for_workers(len(kinds), timeout=120)
         yield client
+
+
+def on_one_core(number: int) -> list[str]:
+    """What goes before the command of a worker that feeds the GPUs: XLA would take every core that it sees."""
+    cores = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
+    return ["taskset", "--cpu-list", str(cores[number % len(cores)])] if cores else []
 
 
 def environment_of(device: str) -> dict[str, str]:
@@ -69,6 +77,8 @@ def environment_of(device: str) -> dict[str, str]:
     device been set there, the first worker's would have become that of all.
     """
     return {
+        # Whatever this process was told to do without.
+        "JAX_PLATFORMS": "",
         "CUDA_VISIBLE_DEVICES": device,
         # The device belongs to this worker: memory taken once is not taken piece by piece.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",

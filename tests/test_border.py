@@ -41,10 +41,11 @@ from hypodask.segmentation.border import (
     BorderedNetwork,
     Normals,
     context,
+    crossed,
     distance_from,
     joined,
     moved,
-    normals_of,
+    normals_at,
     one_in,
     profiles,
     share_inside,
@@ -75,7 +76,7 @@ def volume_of_ball(radius: float) -> float:
 
 def normals_of_ball(radius: float) -> Normals:
     distance = beyond_ball(radius)
-    return normals_of(distance, one_in(3, distance.shape))
+    return normals_at(distance, one_in(3, crossed(distance)))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,8 @@ def test_a_surface_that_leaves_the_grid_has_no_normals_on_its_faces():
 
 def test_every_line_of_a_profile_crosses_a_plane_where_the_normal_does_whatever_the_turn():
     plane = np.broadcast_to(np.arange(60.0, dtype=np.float32) - 30.3, (56, 60)).T[:, :, None] * np.ones((1, 1, 64))
-    normals = normals_of(plane.astype(np.float32), np.ones(plane.shape, bool))
+    plane = plane.astype(np.float32)
+    normals = normals_at(plane, crossed(plane))
     inner = normals.voxels[:, 1:]
     normals = Normals(*(part[((inner > 8) & (inner < 48)).all(axis=1)] for part in normals))
     for turns in (0.0, np.linspace(0, 6, len(normals.feet))):

@@ -461,6 +461,15 @@ def test_the_place_of_a_worker_that_is_slow_to_come_back_is_kept():
         assert parse_timedelta(dask.config.get(LOST_WORKER)) == 15
 
 
+@pytest.mark.parametrize(("set_by_the_user", "found"), [(None, "cpu"), ("cuda,cpu", "cuda,cpu")])
+def test_workers_that_share_this_machine_leave_its_gpu_alone_unless_they_are_told(monkeypatch, set_by_the_user, found):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if set_by_the_user:
+        monkeypatch.setenv("JAX_PLATFORMS", set_by_the_user)
+    with reached_cluster(None, 1, 1) as (client, _):
+        assert list(client.run(os.getenv, "JAX_PLATFORMS").values()) == [found]
+
+
 @pytest.mark.parametrize(
     ("scheme", "advice"),
     [

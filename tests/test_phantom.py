@@ -1,6 +1,7 @@
 """Simulated heads hold what their truth says, and a simulated study is a BIDS folder with the effect in it."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypodask.grid import Grid, rigid_error, transform_points
 from hypodask.phantom import HeadOptions, Truth, hypothalamus, simulate_cohort, simulate_head, template_hypothalamus
 from hypodask.phantom.anatomy import N_CODES, Contrast, head_codes
 from hypodask.phantom.cavity import BOX, COARSE_BOX, cavity_distance, ellipsoid_distance, template_brain
-from hypodask.phantom.cohort import SCALE_SD, draw_people, group_sizes
+from hypodask.phantom.cohort import SCALE_SD, draw_people, environment_of_many, group_sizes
 from hypodask.phantom.fields import Lattice, sample
 from hypodask.phantom.hypothalamus import ATROPHY_BOX, SCALE_LIMITS, atrophy_field
 from hypodask.phantom.imaging import field_of_view, model_indices, voxel_places
@@ -340,6 +341,17 @@ def test_a_studys_tables_are_described(study: Path) -> None:
         )
     assert (study / "README").read_text().startswith("6 simulated")
     assert not list(study.rglob("*.part"))
+
+
+def test_processes_that_simulate_together_do_not_each_take_all_cores_or_a_gpu(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with environment_of_many():
+        found = [os.environ[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_PLATFORMS")]
+    assert found == ["3", "1", "cpu"]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert not {"OPENBLAS_NUM_THREADS", "JAX_PLATFORMS"} & set(os.environ)
 
 
 def test_heads_that_are_there_are_not_made_again(study: Path) -> None:

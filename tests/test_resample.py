@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from hypodask import resample as resampling
 from hypodask.grid import Grid, box_grid, slab_grid, transform_points
-from hypodask.resample import Order, gather, gather_channels, interpolate, low_pass, pull, resample
+from hypodask.resample import Order, gather, gather_channels, interpolate, low_pass, pull, resample, smoothed
 
 SHAPE = (17, 22, 19)
 seeds = st.integers(0, 2**31)
@@ -132,6 +132,16 @@ def test_a_small_part_is_smoothed_as_in_the_whole(part: float) -> None:
     grid, onto = turned_grid((60, 64, 57), 4, spacing_mm=(0.5, 0.7)), axis_grid(4, 2.0, centre_mm=part)
     smooth, thin = low_pass(noise(grid.shape), grid, 2.0)
     assert resample(noise(grid.shape), grid, onto) == pytest.approx(interpolate(smooth, thin, onto), abs=1e-5)
+
+
+def test_gaussian_means_are_those_of_scipy_but_that_beyond_the_borders_nothing_weighs() -> None:
+    image = noise(SHAPE)
+    for sigma in (1.0, 2.0):
+        known, weights = (
+            ndimage.gaussian_filter(part.astype(float), sigma, mode="constant", truncate=6.0)
+            for part in (image, np.ones(SHAPE))
+        )
+        np.testing.assert_allclose(smoothed(image, sigma), known / weights, atol=2e-5)
 
 
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 2.5, 4.0])

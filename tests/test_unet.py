@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from hypodask.network import unet
 from hypodask.network.unet import (
     UNet,
     UNetConfig,
@@ -75,6 +76,13 @@ def test_the_number_of_slices_at_once_changes_nothing(slices, slices_at_once):
     model = trained(SMALL)
     together = predictor(model, slices_at_once=slices_at_once)(slices)
     np.testing.assert_allclose(together, predictor(model)(slices), atol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "together"), [("cpu", 4), ("gpu", 5)])
+def test_a_gpu_takes_all_slices_together_and_a_cpu_few(slices, monkeypatch, backend, together):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(unet, "_answers", lambda graph, answer, together, state, slices: together)
+    assert predictor(UNet(SMALL, rngs=nnx.Rngs(0)))(slices) == together
 
 
 def test_later_training_does_not_change_a_predictor(slices):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ def reached_cluster(client: Client | str | None, workers: int | None, jobs: int)
         yield client, 0
         return
     count = workers_here(jobs, workers)
-    # JAX and fork deadlock.
+    # JAX and fork deadlock; and the first of several processes takes nearly all the memory of a GPU, if there is one.
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}),
         LocalCluster(
@@ -64,6 +65,7 @@ def reached_cluster(client: Client | str | None, workers: int | None, jobs: int)
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False, "allowed_failures": ALLOWED_DEATHS},
             silence_logs=logging.CRITICAL,
+            env={"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
         ) as cluster,
         Client(cluster) as own,
     ):

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -44,6 +46,12 @@ NAMES = {
     "outlines": "Outlines of the simulated heads",
 }
 """Of the dataset and its derivatives."""
+
+ONE_OF_MANY = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+    "JAX_PLATFORMS": "cpu"
+}
+"""Environment of each of several processes, which else would all use every core and want most of a GPU's memory: 16 on
+a machine of 16 cores had not simulated 45 heads after 200 s, 12 with this did 12 in 11 s. What is set already stays."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Identifier of the simulated person."},
@@ -248,8 +256,20 @@ def _simulate_all(people: list[Person], folder: Path, workers: int, outlines: bo
     if workers <= 1:
         return map(write, people)
     # Spawned, not forked: JAX may be running in this process.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with environment_of_many(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(write, people))
+
+
+@contextmanager
+def environment_of_many() -> Iterator[None]:
+    """For the time in which processes are started that share this machine."""
+    added = {name: value for name, value in ONE_OF_MANY.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def write_head(person: Person, folder: Path, *, outlines: bool = False) -> dict[str, Any]:

@@ -33,9 +33,10 @@ from hypodask.segmentation.border import (
     BorderedNetwork,
     Normals,
     context,
+    crossed,
     distance_from,
     joined,
-    normals_of,
+    normals_at,
     profiles,
 )
 from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
@@ -130,10 +131,8 @@ def examples_of(head: Whole, off: Float[ndarray, "x y z"], seed: int) -> Example
     """Normals of a guess that is off by so many mm, and where on them the border is."""
     random = np.random.default_rng(seed)
     guess = guessed(head, off, random.uniform(0, SINUS_RIM_MM))
-    normals = normals_of(guess, random.random(guess.shape) < 0.2)
-    chosen = random.permutation(len(normals.feet))[:NORMALS_OF_AN_IMAGE]
-    normals = Normals(*(part[chosen] for part in normals))
-    turns = random.uniform(0, 2 * np.pi, len(chosen))
+    normals = normals_at(guess, random.permutation(crossed(guess))[:NORMALS_OF_AN_IMAGE])
+    turns = random.uniform(0, 2 * np.pi, len(normals.feet))
     lines = profiles(spread_dark(np.asarray(head.image)), normals, turns).astype(np.float16)
     places = border_along(np.asarray(head.beyond_mm), normals)
     height = GRID.space_from_vox[2, 3] + normals.feet[:, 2]

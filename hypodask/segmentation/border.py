@@ -11,14 +11,14 @@ Distances are in mm, negative inside; grids are in AC-PC space with voxels of 1 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int
 from numpy import ndarray
 from scipy import ndimage, special
 
@@ -27,7 +27,7 @@ from hypodask.grid import Grid, box_grid, head_grid, transform_points
 from hypodask.labels import LabelTable
 from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.weights import InputGeometry, Task
-from hypodask.resample import resample
+from hypodask.resample import gather, resample, smoothed
 from hypodask.scan import Scan
 from hypodask.segmentation.segmentation import Segmentation
 
@@ -114,7 +114,7 @@ def distance_from(share: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     Smoothed by a Gaussian, a plane at some distance leaves the share of a normal distribution: that is turned round. It
     costs a tenth of a distance transform and holds up to some 4 mm, as far as the border moves in a round.
     """
-    smooth = ndimage.gaussian_filter(share.astype(np.float32), SMOOTH_GUESS_MM)
+    smooth = smoothed(share.astype(np.float32), SMOOTH_GUESS_MM)
     # Most voxels are far from the border: they all have the same distance.
     distance = np.where(smooth > 0.5, np.float32(-FARTHEST_SEEN_MM), np.float32(FARTHEST_SEEN_MM))
     near = (smooth > LEAST_SHARE) & (smooth < 1 - LEAST_SHARE)
@@ -122,13 +122,23 @@ def distance_from(share: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     return distance
 
 
-def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k"]) -> Normals:
-    """The normals through those chosen voxels that the surface crosses, away from the faces of the grid."""
-    crossed = chosen & (np.abs(distance) < 0.5)
-    for axis in range(3):
-        ends = np.moveaxis(crossed, axis, 0)
-        ends[0] = ends[-1] = False
-    voxels = np.argwhere(crossed)
+def crossed(distance: Float32[ndarray, "i j k"]) -> Int[ndarray, "n 3"]:
+    """Voxels that the surface crosses, away from the faces of the grid."""
+    inner = np.abs(distance[1:-1, 1:-1, 1:-1]) < 0.5
+    return np.argwhere(inner) + 1
+
+
+def one_in(step: int, voxels: Int[ndarray, "n 3"]) -> Int[ndarray, "m 3"]:
+    """Every so many of some voxels, evenly spread over planes of any direction.
+
+    >>> len(one_in(3, np.argwhere(np.ones((3, 3, 3)))))
+    9
+    """
+    return voxels[voxels.sum(axis=1) % step == 0]
+
+
+def normals_at(distance: Float32[ndarray, "i j k"], voxels: Int[ndarray, "n 3"]) -> Normals:
+    """The normals through voxels that the surface crosses."""
     steps = np.eye(3, dtype=int)
     slope = np.stack([distance[tuple((voxels + s).T)] - distance[tuple((voxels - s).T)] for s in steps], 1) / 2
     size = np.linalg.norm(slope, axis=1, keepdims=True)
@@ -138,24 +148,33 @@ def normals_of(distance: Float32[ndarray, "i j k"], chosen: Bool[ndarray, "i j k
     return Normals(voxels, feet.astype(np.float32), directions.astype(np.float32))
 
 
-def one_in(step: int, shape: tuple[int, ...]) -> Bool[ndarray, "i j k"]:
-    """Every so many voxels of a grid, evenly spread over planes of any direction.
-
-    >>> one_in(3, (3, 3, 3)).sum().item()
-    9
-    """
-    i, j, k = np.indices(shape, sparse=True)
-    return np.asarray((i + j + k) % step == 0)
-
-
 def profiles(
     image: Float[ndarray, "i j k"], normals: Normals, turns: Float[ndarray, "n"] | float = 0.0
 ) -> Float32[ndarray, "n line place"]:
     """Intensities along each normal and the parallels around it, which begin at an angle of ``turns``."""
-    lines = _parallels(normals, np.broadcast_to(turns, len(normals.feet)))
-    places = lines[:, :, None] + PLACES_MM[:, None] * normals.directions[:, None, None]
-    samples = ndimage.map_coordinates(image, places.reshape(-1, 3).T, order=1, mode="constant")
-    return samples.reshape(len(lines), LINES, len(PLACES_MM)).astype(np.float32)
+    # Beyond the grid there is nothing; lines further out are clamped to that.
+    voxels = jnp.pad(jnp.asarray(image, jnp.float32), 1)
+    feet = 1 + _parallels(normals, np.broadcast_to(turns, len(normals.feet)))
+    return in_batches(partial(_samples, voxels), feet, normals.directions)
+
+
+def _samples(
+    voxels: Float[Array, "i j k"], feet: Float32[ndarray, "n line 3"], directions: Float32[ndarray, "n 3"]
+) -> Float[Array, "n line place"]:
+    places = feet[:, :, None] + PLACES_MM[:, None] * directions[:, None, None]
+    return _gathered(voxels, places.reshape(-1, 3).T).reshape(places.shape[:3])
+
+
+_gathered = jax.jit(partial(gather, order=1))
+
+
+def in_batches(function: Callable[..., Array], *parts: Float32[ndarray, "n ..."]) -> Float32[ndarray, "n ..."]:
+    """What a function makes of some normals at a time, always as many, so that it is compiled once."""
+    number = len(parts[0])
+    parts = tuple(np.pad(part, ((0, -number % NORMALS_AT_ONCE), *[(0, 0)] * (part.ndim - 1))) for part in parts)
+    starts = range(0, len(parts[0]), NORMALS_AT_ONCE)
+    made = [np.asarray(function(*(part[start : start + NORMALS_AT_ONCE] for part in parts))) for start in starts]
+    return np.concatenate(made)[:number]
 
 
 def _parallels(normals: Normals, turns: Float[ndarray, "n"]) -> Float32[ndarray, "n line 3"]:
@@ -203,7 +222,7 @@ def moved(
     sure = 1 / (variances_mm2 + LEAST_VARIANCE_MM2)
     move, weight = (np.zeros(distance.shape, np.float32) for _ in range(2))
     move[tuple(normals.voxels.T)], weight[tuple(normals.voxels.T)] = sure * places_mm, sure
-    move, weight = (ndimage.gaussian_filter(part, SMOOTH_MOVE_MM) for part in (move, weight))
+    move, weight = (smoothed(part, SMOOTH_MOVE_MM) for part in (move, weight))
     return distance - move / (weight + LEAST_WEIGHT)
 
 
@@ -256,11 +275,10 @@ class BorderedNetwork:
         return self.border.card.part_volume_sd
 
     @cached_property
-    def _chances(self) -> Callable[[Array, Array], Array]:
-        """Probability of each place on a normal."""
+    def _chances(self) -> Callable[..., Array]:
+        """From lines and context to the probability of each place."""
         (model,) = self.border.members
-        graph, state = nnx.split(model)
-        return jax.jit(lambda lines, around: jax.nn.softmax(nnx.merge(graph, state)(joined(lines, around))))
+        return partial(_chances, *nnx.split(model))
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan, in voxels of 1 mm; of a stripped brain those of the first network, in its own."""
@@ -281,7 +299,7 @@ class BorderedNetwork:
         share = inside.astype(np.float32)
         for step in ONE_IN if inside.any() else ():
             distance = distance_from(share)
-            normals = normals_of(distance, one_in(step, grid.shape))
+            normals = normals_at(distance, one_in(step, crossed(distance)))
             if not len(normals.feet):
                 break
             lines = profiles(image, normals)
@@ -298,16 +316,15 @@ class BorderedNetwork:
         self, lines: Float32[ndarray, "n line place"], around: Float32[ndarray, "n 6"]
     ) -> tuple[Float32[ndarray, "n"], Float32[ndarray, "n"]]:
         """Mean and variance of where on each normal the border lies, mm and mm2."""
-        number = len(lines)
-        # Batches of one size are compiled once.
-        lines, around = (
-            np.pad(part, ((0, -number % NORMALS_AT_ONCE), *[(0, 0)] * (part.ndim - 1))) for part in (lines, around)
-        )
-        batches = [slice(start, start + NORMALS_AT_ONCE) for start in range(0, len(lines), NORMALS_AT_ONCE)]
-        parts = [self._chances(jnp.asarray(lines[batch]), jnp.asarray(around[batch])) for batch in batches]
-        chances = np.concatenate(parts)[:number]
+        chances = in_batches(self._chances, lines, around)
         mean = chances @ PLACES_MM
         return mean, np.maximum(chances @ PLACES_MM**2 - mean**2, 0.0)
+
+
+@partial(jax.jit, static_argnames="graph")
+def _chances(graph: Any, state: Any, lines: Array, around: Array) -> Array:
+    """Networks of one architecture share what is compiled, and a network that is loaded again."""
+    return jax.nn.softmax(nnx.merge(graph, state)(joined(lines, around)))
 
 
 def whole_piece(inside: Bool[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:

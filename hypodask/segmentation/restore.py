@@ -65,7 +65,10 @@ def _reached(found: Bool[ndarray, "i j k"], to_from: ndarray, shape: tuple[int, 
     """The part of another grid where a label can win: around the voxels where background does not."""
     if not found.any():
         return None
-    reached = transform_points(to_from, np.argwhere(found))
+    # An affine map takes the ends of a line to the ends of its image: what lies between them reaches no further.
+    inside = found.any(axis=2)
+    ends = [found.argmax(axis=2), found.shape[2] - 1 - found[:, :, ::-1].argmax(axis=2)]
+    reached = transform_points(to_from, np.concatenate([[*np.nonzero(inside), end[inside]] for end in ends], axis=1).T)
     margin = np.abs(to_from[:3, :3]).sum(axis=1)  # interpolation reaches up to the next voxel
     low = np.clip(np.floor(reached.min(0) - margin), 0, shape).astype(int).tolist()
     high = np.clip(np.ceil(reached.max(0) + margin) + 1, 0, shape).astype(int).tolist()

@@ -1,6 +1,7 @@
 """What a network says about a block of voxels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float16, UInt8
@@ -26,10 +27,12 @@ class Segmentation:
     """Whether a voxel is of the structure where all labels together are more probable than background. Otherwise one
     label alone must be, as in the published subunit network; where several share a border, that is less."""
 
-    @property
+    @cached_property
     def label_map(self) -> UInt8[ndarray, "i j k"]:
         """The most probable label of each voxel, by its number in the table."""
-        return most_probable(self.posteriors[0], self.posteriors[1:], self)
+        found = most_probable(self.posteriors[0], self.posteriors[1:], self)
+        found.setflags(write=False)
+        return found
 
 
 def most_probable(
