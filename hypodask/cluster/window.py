@@ -73,7 +73,7 @@ def landing(client: Client, jobs: Sequence[Any], task: Task, window: "Window") -
             if landed is not None and landed.is_suspect and deaths < len(rounds) - 1:
                 suspects.append(landed.job)
             else:
-                yield landed and landed._replace(deaths=deaths)
+                yield landed._replace(deaths=deaths) if landed and deaths else landed
         jobs = suspects
 
 
