@@ -51,7 +51,7 @@ STAGES: dict[str, Callable[[Head], object]] = {
     "resample slab": resample_slab,
     "segment hypothalamus": lambda head: hypodask.segment(head.scan, head.alignment, model="hypothalamus"),
     "segment icv": lambda head: hypodask.segment(head.scan, head.alignment, model="icv"),
-    "whole scan": lambda head: hypodask.process_scan(head.path),
+    "whole scan": lambda head: hypodask.process_scan(head.path, out=f"{head.url}-out"),
 }
 
 

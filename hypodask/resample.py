@@ -110,6 +110,8 @@ def interpolate(
     """As ``resample``, for a volume that is not finer than the wanted voxels: nothing is smoothed."""
     onto_from_grid = np.eye(4) if onto_from_grid is None else onto_from_grid
     vox_from_out = _vox_from_out(grid, onto, onto_from_grid)
+    if order == 1 and _is_along_axes(vox_from_out):
+        return _stretched(data, vox_from_out, onto.shape)
     strides = _stage_strides(vox_from_out, onto.shape) if order == 3 else (1, 1, 1)
     vox_from_out, shape = _first_stage(vox_from_out, onto.shape, strides)
     block, first = _block(data, vox_from_out, shape, order)
@@ -204,6 +206,23 @@ def _bands(matrix: Float32[ndarray, "m n"]) -> Iterator[tuple[slice, slice]]:
 
 def _vox_from_out(grid: Grid, onto: Grid, onto_from_grid: ndarray) -> Float[ndarray, "4 4"]:
     return np.linalg.inv(onto_from_grid @ grid.space_from_vox) @ onto.space_from_vox
+
+
+def _is_along_axes(vox_from_out: Float[ndarray, "4 4"]) -> bool:
+    """Whether two grids differ by size and place of their voxels only."""
+    linear = vox_from_out[:3, :3]
+    return bool(np.abs(linear - np.diag(np.diag(linear))).max() < NEGLIGIBLE)
+
+
+def _stretched(
+    data: Float32[ndarray, "i j k"], vox_from_out: Float[ndarray, "4 4"], shape: tuple[int, ...]
+) -> Float32[ndarray, "x y z"]:
+    """Trilinear interpolation between grids along the same axes: one axis after the other, by small matrices."""
+    for axis, (size, wanted) in enumerate(zip(data.shape, shape, strict=True)):
+        places = vox_from_out[axis, 3] + vox_from_out[axis, axis] * np.arange(wanted)
+        hats = np.clip(1 - np.abs(places[:, None] - np.arange(size)), 0, None)
+        data = _along(axis, hats.astype(np.float32), data)
+    return data
 
 
 def _reach(vox_from_out: ndarray, shape: tuple[int, ...]) -> tuple[Int[ndarray, "3"], Int[ndarray, "3"]]:

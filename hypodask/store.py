@@ -260,7 +260,7 @@ def _write_voxels(group: zarr.Group, voxels: ndarray) -> None:
         dtype=native.dtype,
         chunks=chunks,
         shards=tuple(chunk * ceil(n / chunk) for n, chunk in zip(native.shape, chunks, strict=True)),
-        compressors=[BloscCodec(cname="zstd", shuffle=BloscShuffle.shuffle), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle), Crc32cCodec()],
         fill_value=0,
         dimension_names=AXES,
         # A chunk that is all background must be there: else it could not be told from a lost one.

@@ -134,6 +134,18 @@ def test_a_small_part_is_smoothed_as_in_the_whole(part: float) -> None:
     assert resample(noise(grid.shape), grid, onto) == pytest.approx(interpolate(smooth, thin, onto), abs=1e-5)
 
 
+@pytest.mark.parametrize("steps", [(0.5, 1.0, 0.125), (-0.7, 1.3, 1.0), (2.5, -1.0, 0.4)])
+def test_between_grids_along_the_same_axes_values_are_those_of_scipy_too(steps: tuple[float, float, float]) -> None:
+    image, grid = noise(SHAPE), box_grid(SHAPE, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    matrix = np.diag([*steps, 1.0])
+    matrix[:3, 3] = -np.array(steps) * 12 + (0.3, -1.2, 2.0)
+    onto = Grid((25, 24, 26), matrix, grid.space)
+    known = ndimage.map_coordinates(image, vox_of(grid, onto), order=1, mode="grid-constant")
+    assert (known == 0).any()
+    assert (known != 0).any()
+    np.testing.assert_allclose(interpolate(image, grid, onto), known, atol=1e-5)
+
+
 def test_gaussian_means_are_those_of_scipy_but_that_beyond_the_borders_nothing_weighs() -> None:
     image = noise(SHAPE)
     for sigma in (1.0, 2.0):

@@ -1,14 +1,19 @@
 """Label maps where people want them: on the paper's slab, and in the scan's own space."""
 
+from math import ceil
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
-from scipy import ndimage
 
 from hypodask.grid import Grid, slab_grid, transform_points
+from hypodask.resample import interpolate
 from hypodask.segmentation.segmentation import Segmentation, most_probable
 
 Part = tuple[slice, ...]
+
+SIZES = 32
+"""Parts of a grid are looked up in blocks of so many voxels along each axis."""
 
 
 def label_map_on(
@@ -50,7 +55,7 @@ def label_map_on(
     vox_from_seg = np.linalg.inv(grid.space_from_vox) @ grid_from_segmentation @ segmentation.grid.space_from_vox
     part = _reached(segmentation.posteriors[0] < 0.5, vox_from_seg, grid.shape)
     if part:
-        label_map[part] = _most_probable(segmentation, np.linalg.inv(vox_from_seg), part)
+        label_map[part] = _most_probable(segmentation, grid, grid_from_segmentation, part)
     return label_map
 
 
@@ -75,13 +80,18 @@ def _reached(found: Bool[ndarray, "i j k"], to_from: ndarray, shape: tuple[int, 
     return None if any(a >= b for a, b in zip(low, high, strict=True)) else tuple(map(slice, low, high))
 
 
-def _most_probable(segmentation: Segmentation, seg_from_vox: ndarray, part: Part) -> UInt8[ndarray, "i j k"]:
+def _most_probable(
+    segmentation: Segmentation, grid: Grid, grid_from_segmentation: ndarray, part: Part
+) -> UInt8[ndarray, "i j k"]:
     """Numbers of the labels in a part of a grid; background is what the labels leave."""
-    seg_from_part = seg_from_vox.copy()
-    seg_from_part[:3, 3] = transform_points(seg_from_vox, np.array([axis.start for axis in part]))
-    shape = tuple(axis.stop - axis.start for axis in part)
+    space_from_vox = np.array(grid.space_from_vox)
+    space_from_vox[:3, 3] = transform_points(space_from_vox, np.array([axis.start for axis in part]))
+    # Few sizes, as each is compiled.
+    shape = tuple(SIZES * ceil((axis.stop - axis.start) / SIZES) for axis in part)
+    onto = Grid(shape, space_from_vox, grid.space)
+    wanted = tuple(slice(axis.stop - axis.start) for axis in part)
     labels = [
-        ndimage.affine_transform(channel, seg_from_part, output_shape=shape, order=1, mode="grid-constant")
+        interpolate(channel, segmentation.grid, onto, onto_from_grid=grid_from_segmentation)[wanted]
         for channel in segmentation.posteriors[1:]
     ]
     return most_probable(1 - np.sum(labels, axis=0), np.stack(labels), segmentation)
