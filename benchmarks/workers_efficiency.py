@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import pandas as pd
+import xarray as xr
 from distributed import Client
 
 import hypodask
@@ -45,15 +46,21 @@ def keep_to(core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
-def timed(cohort: hypodask.Cohort, client: Client) -> tuple[float, float]:
-    """Seconds of a call that processes every scan, and the median of a scan."""
-    with TemporaryDirectory(prefix="hypodask-bench-") as out:
-        began = perf_counter()
-        results = hypodask.process(cohort, out, client, progress=False)
-        seconds = perf_counter() - began
+def timed(cohort: hypodask.Cohort, out: str, client: Client) -> tuple[float, xr.Dataset]:
+    """Seconds of a call that processes every scan, and its results."""
+    began = perf_counter()
+    results = hypodask.process(cohort, out, client, progress=False)
+    seconds = perf_counter() - began
     if not (results["status"] == "done").all():
         raise RuntimeError(f"not every scan is done: {sorted(set(results['reason'].to_numpy()))}")
-    return seconds, float(results["seconds"].median())
+    return seconds, results
+
+
+def timed_anew(cohort: hypodask.Cohort, client: Client) -> tuple[float, float]:
+    """Seconds of a call that processes every scan, into a folder that is not kept, and the median of a scan."""
+    with TemporaryDirectory(prefix="hypodask-bench-") as out:
+        seconds, results = timed(cohort, out, client)
+        return seconds, float(results["seconds"].median())
 
 
 def measured(cohort: hypodask.Cohort, rounds: int) -> pd.DataFrame:
@@ -62,11 +69,11 @@ def measured(cohort: hypodask.Cohort, rounds: int) -> pd.DataFrame:
     with pinned_workers(1) as one, pinned_workers(2) as two:
         clients = dict(zip(COUNTS, (one, two), strict=True))
         for client in clients.values():
-            timed(cohort, client)
+            timed_anew(cohort, client)
         for number in range(rounds):
             # Now the one first and now the other, for a machine may grow slower with time.
             for workers in COUNTS if number % 2 == 0 else COUNTS[::-1]:
-                seconds, of_a_scan = timed(cohort, clients[workers])
+                seconds, of_a_scan = timed_anew(cohort, clients[workers])
                 rows.append({"round": number, "workers": workers, "seconds": seconds, "seconds_of_a_scan": of_a_scan})
                 print(rows[-1], flush=True)
     return pd.DataFrame(rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 Space = Literal["scanner", "acpc", "mni"]
@@ -88,6 +88,17 @@ class Grid:
     def moved(self, to_from: Float[ndarray, "4 4"], space: Space) -> "Grid":
         """The same voxels, described in another space."""
         return Grid(self.shape, to_from @ self.space_from_vox, space)
+
+    def block(self, first: Shaped[ndarray, "3"], shape: tuple[int, ...]) -> "Grid":
+        """A block of voxels of the same lattice from voxel ``first`` on; it may reach beyond this grid.
+
+        >>> Grid((9, 9, 9), np.diag([2.0, 2.0, 2.0, 1.0]), "mni").block(np.array([1, 0, 3]), (4, 4, 4)).extent_mm
+        (8.0, 8.0, 8.0)
+        """
+        space_from_vox = np.array(self.space_from_vox)
+        space_from_vox[:3, 3] = transform_points(space_from_vox, first)
+        i, j, k = shape
+        return Grid((i, j, k), space_from_vox, self.space)
 
 
 def transform_points(to_from: Float[ndarray, "4 4"], points: Float[ndarray, "*n 3"]) -> Float[ndarray, "*n 3"]:

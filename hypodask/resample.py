@@ -239,10 +239,8 @@ def _touched(data: ndarray, grid: Grid, onto: Grid, onto_from_grid: ndarray, *, 
     low = np.clip(low - steps * margin, 0, np.array(data.shape) - 1)
     high = np.clip(high + steps * margin + 1, low + 1, data.shape)
     low -= low % steps
-    matrix = np.array(grid.space_from_vox)
-    matrix[:3, 3] = transform_points(matrix, low)
     part = _part(data, low, high)
-    return part, Grid(part.shape, matrix, grid.space)
+    return part, grid.block(low, part.shape)
 
 
 def _block(

@@ -194,7 +194,7 @@ def predictor(
     ----------
     model : UNet or another network that answers slice by slice
         Its weights are copied as they are now; later training does not change the predictor.
-    slices_at_once : int
+    slices_at_once : int, optional
         Slices that go through together; by default few on a CPU and many on a GPU.
     answer : callable
         What is made of one slice's logits.

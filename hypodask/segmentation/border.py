@@ -278,7 +278,7 @@ class BorderedNetwork:
     def _chances(self) -> Callable[..., Array]:
         """From lines and context to the probability of each place."""
         (model,) = self.border.members
-        return partial(_chances, *nnx.split(model))
+        return partial(_chances_by, *nnx.split(model))
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan, in voxels of 1 mm; of a stripped brain those of the first network, in its own."""
@@ -322,7 +322,7 @@ class BorderedNetwork:
 
 
 @partial(jax.jit, static_argnames="graph")
-def _chances(graph: Any, state: Any, lines: Array, around: Array) -> Array:
+def _chances_by(graph: Any, state: Any, lines: Array, around: Array) -> Array:
     """Networks of one architecture share what is compiled, and a network that is loaded again."""
     return jax.nn.softmax(nnx.merge(graph, state)(joined(lines, around)))
 

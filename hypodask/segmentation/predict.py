@@ -323,9 +323,7 @@ def import_grid(grid: Grid, centre_mm: Float[ndarray, "3"]) -> Grid:
             ras = _respaced(ras, axis, 1 / spacing)
     middle = transform_points(np.linalg.inv(ras.space_from_vox), centre_mm)
     start = IMPORT_PHASE * np.round((middle - IMPORT_BLOCK / 2) / IMPORT_PHASE)
-    matrix = np.array(ras.space_from_vox)
-    matrix[:3, 3] = transform_points(ras.space_from_vox, start)
-    return Grid((IMPORT_BLOCK,) * 3, matrix, "scanner")
+    return ras.block(start, (IMPORT_BLOCK,) * 3)
 
 
 def closest_ras(grid: Grid) -> Grid:

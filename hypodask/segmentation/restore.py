@@ -84,11 +84,9 @@ def _most_probable(
     segmentation: Segmentation, grid: Grid, grid_from_segmentation: ndarray, part: Part
 ) -> UInt8[ndarray, "i j k"]:
     """Numbers of the labels in a part of a grid; background is what the labels leave."""
-    space_from_vox = np.array(grid.space_from_vox)
-    space_from_vox[:3, 3] = transform_points(space_from_vox, np.array([axis.start for axis in part]))
     # Few sizes, as each is compiled.
     shape = tuple(SIZES * ceil((axis.stop - axis.start) / SIZES) for axis in part)
-    onto = Grid(shape, space_from_vox, grid.space)
+    onto = grid.block(np.array([axis.start for axis in part]), shape)
     wanted = tuple(slice(axis.stop - axis.start) for axis in part)
     labels = [
         interpolate(channel, segmentation.grid, onto, onto_from_grid=grid_from_segmentation)[wanted]
