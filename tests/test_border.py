@@ -198,15 +198,19 @@ class Sketcher:
 
 
 def test_of_a_stripped_brain_the_first_network_says_all(ball_card):
-    card = replace(ball_card, geometry=replace(BORDER_GEOMETRY, shape=GRID.shape, centre_mm=(0.0, 0.0, 0.0)))
-    network = OfBalls(Sketcher(), ShippedNetwork((), card, ""))  # type: ignore[arg-type]
+    network = OfBalls(Sketcher(), ShippedNetwork((), ball_card, ""))  # type: ignore[arg-type]
     brain = share_inside(beyond_ball(18))
     pose = SimpleNamespace(acpc_from_scanner=np.eye(4))
     of_stripped = network.segment(Scan(brain, replace(GRID, space="scanner")), pose)
-    assert not of_stripped.whole_first
     assert of_stripped.posteriors[1].sum() == pytest.approx(volume_of_ball(20), rel=0.01)
     of_whole = network.segment(Scan(0.2 + 0.6 * brain, replace(GRID, space="scanner")), pose)
     assert of_whole.posteriors[1].sum() == pytest.approx(volume_of_ball(18), rel=0.1)
+
+
+def test_both_shipped_networks_look_at_the_same_image():
+    network = load_network("icv")
+    assert isinstance(network, BorderedNetwork)
+    assert network.first.card.geometry == network.border.card.geometry == BORDER_GEOMETRY
 
 
 def test_a_cavity_is_one_piece_without_holes():

@@ -23,8 +23,9 @@ from hypodask.recipes.hypothalamus import (
     hypothalamus_task,
     sharpened,
 )
-from hypodask.recipes.icv import ICV_GEOMETRY, icv_agreement, stored_map, synthetic_scan
+from hypodask.recipes.icv import icv_agreement, stored_map, synthetic_scan
 from hypodask.resample import resample
+from hypodask.segmentation.border import BORDER_GEOMETRY
 from hypodask.segmentation.predict import input_grid
 from hypodask.segmentation.segmentation import Segmentation
 
@@ -103,7 +104,7 @@ def test_volume_and_overlap_of_a_network_that_outlines_the_label_map_itself(pose
 
     class Right:
         def segment(self, scan, alignment):
-            onto = input_grid(ICV_GEOMETRY)
+            onto = input_grid(BORDER_GEOMETRY)
             inside = resample((labels == 2).astype(np.float32), grid, onto)
             return Segmentation(np.stack([1 - inside, inside]), onto, ICV)
 

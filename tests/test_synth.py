@@ -1,4 +1,4 @@
-"""Slabs imaged from label maps: the truth is the cavity, whatever the contrast, and however large the brain in it."""
+"""Heads imaged from label maps: the truth is the cavity, whatever the contrast, and however large the brain in it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from hypodask.grid import Grid, box_grid
-from hypodask.intensity import head_median
+from hypodask.intensity import head_median, spread_dark
 from hypodask.network.augment import Variation
-from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults, synth
 from hypodask.segmentation.synth import (
     AIR,
@@ -17,26 +16,29 @@ from hypodask.segmentation.synth import (
     FLUID,
     MARROW,
     NAMES,
+    SINUS,
     TISSUES,
+    Whole,
     brain_contracted,
     brain_size_varied,
     cavity,
     contrast,
+    dark_spread,
     head_map,
     imaged,
     is_inside,
+    shares_of,
     skull_moved,
-    slab_drawer,
     stacked,
     table_varied,
     taken_apart,
     tissue_numbers,
+    volume_drawer,
     white_level,
 )
 
 WHITE, CSF, SKULL, SKIN = 2, 24, 515, 511
-BOX = box_grid((24, 24, 24), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
-GEOMETRY = InputGeometry((2.0, 2.0, 2.0), BOX.shape, slices=3, slice_axis=1, intensity="head_median")
+BOX = box_grid((48, 40, 44), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 STILL = Variation(turn_deg=0, shift_mm=0, size=0, warp_mm=0, local_size=0)
 
 
@@ -66,10 +68,10 @@ def plain(unmoved, monkeypatch):
         monkeypatch.setattr(faults, name, 0.0)
 
 
-def drawn(ball, examples=6, variation=STILL, key=0):
+def drawn(ball, examples=2, variation=STILL, key=0):
     labels, grid = ball
     heads = stacked([head_map(labels, grid, np.eye(4), BOX)])
-    inputs, truth = slab_drawer(heads, BOX, GEOMETRY, variation, examples)(jax.random.key(key))
+    inputs, truth = volume_drawer(heads, BOX, variation, examples)(jax.random.key(key))
     return np.asarray(inputs), np.asarray(truth)
 
 
@@ -115,28 +117,35 @@ def test_holes_of_a_stored_map_are_fluid_and_islands_are_air(ball):
     assert (tissues[0] != FLUID).all()
 
 
-def test_the_truth_is_the_share_of_the_cavity_in_each_voxel(ball, plain):
-    _, truth = drawn(ball, examples=30)
+def test_the_truth_is_the_share_of_the_cavity_in_each_voxel_and_adds_up_to_it(ball, plain):
+    inputs, truth = drawn(ball)
+    assert inputs.shape == (2, 40, 48, 44, 1)
+    assert truth.shape == (2, 40, 48, 44, 3)
     np.testing.assert_allclose(truth.sum(-1), 1, atol=1e-6)
-    # The middle of the ball is a disc of 16 mm, and slices are 24 x 24 voxels of 4 mm2.
-    assert truth[..., 1].sum(axis=(1, 2)).max() * 4 == pytest.approx(np.pi * 16**2, rel=0.02)
-    assert ((truth[..., 1] > 0) & (truth[..., 1] < 1)).any()
+    np.testing.assert_allclose(
+        truth[..., 2].sum(axis=(1, 2, 3)), ((ball[0] == WHITE) | (ball[0] == CSF)).sum(), rtol=1e-4
+    )
+    assert not truth[..., 1].any()
 
 
-def test_all_slices_of_a_head_add_up_to_its_cavity(ball, plain):
-    labels, grid = ball
-    heads = stacked([head_map(labels, grid, np.eye(4), BOX)])
-    voxels, samples = synth._axes(BOX, GEOMETRY, jnp.asarray(0))
-    assert [len(axis) for axis in voxels] == [3, 24, 24]
-    total = 0.0
-    for middle in range(BOX.shape[1]):
-        _, samples = synth._axes(BOX, GEOMETRY, jnp.asarray(middle))
-        y, x, z = (np.asarray(axis) for axis in samples)
-        points = jnp.stack([jnp.asarray(axis) for axis in np.meshgrid(y, x, z, indexing="ij")])[jnp.array([1, 0, 2])]
-        vox = points + jnp.asarray(heads.vox_from_acpc[0, :3, 3])[:, None, None, None]
-        inside = is_inside(synth._looked_up(heads, jnp.asarray(0), vox) >> 16)
-        total += float(synth._truth(inside, BOX)[..., 1].sum()) * 8
-    assert total == pytest.approx(((labels == WHITE) | (labels == CSF)).sum(), rel=1e-4)
+def test_axes_of_an_example_are_those_of_the_head(ball, plain):
+    labels = np.where(np.arange(48)[:, None, None] < 20, 0, ball[0])  # no brain on the left
+    _, truth = drawn((labels, ball[1]), examples=4)
+    halves = truth[:, :, :20, :, 2].sum(axis=(1, 2, 3)), truth[:, :, 28:, :, 2].sum(axis=(1, 2, 3))
+    # Some heads are mirrored; what is lost is lost along x, the second axis.
+    assert ((halves[0] == 0) != (halves[1] == 0)).all()
+
+
+def test_what_is_outside_near_a_sinus_counts_as_one():
+    tissues = jnp.array([CORTEX, FLUID, SINUS, SINUS, BONE, BONE])[:, None, None]
+    beyond = jnp.array([-1.5, -0.5, 0.25, 1.5, 2.5, 3.5])[:, None, None]
+    shares = shares_of(Whole(jnp.zeros(tissues.shape), tissues, beyond))[:, 0, 0]
+    np.testing.assert_allclose(shares, [[0, 0, 1], [0, 0, 1], [0, 0.75, 0.25], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
+
+
+def test_dark_tissues_are_spread_as_at_inference():
+    levels = np.linspace(0, 1.5, 30, dtype=np.float32)
+    np.testing.assert_allclose(dark_spread(jnp.asarray(levels)), spread_dark(levels), atol=1e-6)
 
 
 def test_atrophy_turns_the_surface_of_the_brain_to_fluid_and_swelling_the_fluid_near_it_to_cortex(monkeypatch):
@@ -232,10 +241,10 @@ def test_a_stripped_head_is_black_outside_the_cavity(monkeypatch):
 
 def test_batches_are_in_the_range_of_inference_and_the_same_for_the_same_key(ball, unmoved):
     heads = stacked([head_map(*ball, np.eye(4), BOX)])
-    draw = slab_drawer(heads, BOX, GEOMETRY, Variation(), 4)
+    draw = volume_drawer(heads, BOX, Variation(), 2)
     (first, _), (again, _), (other, _) = (draw(jax.random.key(n)) for n in (3, 3, 4))
     assert first.min() >= 0
-    assert first.max() <= 1.5
+    assert first.max() <= 1
     assert jnp.isfinite(first).all()
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

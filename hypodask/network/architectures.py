@@ -5,19 +5,24 @@ from flax import nnx
 from hypodask.network.efficientnet import EfficientUNet, EfficientUNetConfig
 from hypodask.network.profiles import ProfileNet, ProfileNetConfig
 from hypodask.network.unet import UNet, UNetConfig
+from hypodask.network.volume_unet import VolumeUNet, VolumeUNetConfig
 
 SliceArchitecture = UNetConfig | EfficientUNetConfig
 """Shape of a network that answers slice by slice."""
 
-Architecture = SliceArchitecture | ProfileNetConfig
+VoxelArchitecture = SliceArchitecture | VolumeUNetConfig
+"""Shape of a network that answers voxel by voxel."""
+
+Architecture = VoxelArchitecture | ProfileNetConfig
 """Shape of a network."""
 
-AnyNetwork = UNet | EfficientUNet | ProfileNet
-"""Slices in, one logit per class and pixel out; or profiles in, one logit per place out."""
+AnyNetwork = UNet | EfficientUNet | VolumeUNet | ProfileNet
+"""Slices or volumes in, one logit per class and voxel out; or profiles in, one logit per place out."""
 
 KINDS: dict[str, type[Architecture]] = {
     "unet": UNetConfig,
     "efficient_unet": EfficientUNetConfig,
+    "volume_unet": VolumeUNetConfig,
     "profiles": ProfileNetConfig,
 }
 """By the name that a model card gives."""
@@ -31,9 +36,15 @@ def build(config: Architecture, *, rngs: nnx.Rngs) -> AnyNetwork:
     >>> type(build(UNetConfig(in_channels=1, out_channels=2, widths=(4, 8)), rngs=nnx.Rngs(0))).__name__
     'UNet'
     """
-    if isinstance(config, ProfileNetConfig):
-        return ProfileNet(config, rngs=rngs)
-    return UNet(config, rngs=rngs) if isinstance(config, UNetConfig) else EfficientUNet(config, rngs=rngs)
+    match config:
+        case UNetConfig():
+            return UNet(config, rngs=rngs)
+        case EfficientUNetConfig():
+            return EfficientUNet(config, rngs=rngs)
+        case VolumeUNetConfig():
+            return VolumeUNet(config, rngs=rngs)
+        case ProfileNetConfig():
+            return ProfileNet(config, rngs=rngs)
 
 
 def kind_of(config: Architecture) -> str:

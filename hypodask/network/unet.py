@@ -163,15 +163,23 @@ class ConvNorm(nnx.Module):
 
 
 def _level(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Level:
-    first = _conv_norm(inputs, outputs, config, rngs=rngs)
-    return Level(first, _conv_norm(outputs, outputs, config, rngs=rngs))
+    made = partial(conv_norm, batch_norm=config.batch_norm, activation=_ACTIVATIONS[config.activation], rngs=rngs)
+    return Level(made(inputs, outputs), made(outputs, outputs))
 
 
-def _conv_norm(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> ConvNorm:
+def conv_norm(
+    inputs: int,
+    outputs: int,
+    *,
+    batch_norm: bool,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    rngs: nnx.Rngs,
+) -> ConvNorm:
+    """A 3 x 3 convolution with random weights, with or without batch normalisation."""
     he_normal = nnx.initializers.he_normal()
-    conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=not config.batch_norm, kernel_init=he_normal, rngs=rngs)
-    norm = nnx.BatchNorm(outputs, epsilon=BATCH_NORM_EPSILON, momentum=0.9, rngs=rngs) if config.batch_norm else None
-    return ConvNorm(conv, norm, _ACTIVATIONS[config.activation])
+    conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=not batch_norm, kernel_init=he_normal, rngs=rngs)
+    norm = nnx.BatchNorm(outputs, epsilon=BATCH_NORM_EPSILON, momentum=0.9, rngs=rngs) if batch_norm else None
+    return ConvNorm(conv, norm, activation)
 
 
 def class_probabilities(logits: Float[Array, "h w class_"]) -> Float[Array, "h w class_"]:

@@ -26,8 +26,10 @@ from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
-from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, SliceArchitecture, build, kind_of
+from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, VoxelArchitecture, build, kind_of
+from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.unet import parameter_count
+from hypodask.network.volume_unet import VolumeUNetConfig
 
 Task = Literal["hypothalamus", "icv", "icv-border", "commissures"]
 
@@ -121,7 +123,7 @@ class ModelCard:
         object.__setattr__(self, "changelog", tuple(self.changelog))
         if self.task not in get_args(Task):
             raise ModelError(f"a model card's task is one of {get_args(Task)}, got {self.task!r}")
-        if isinstance(self.architecture, SliceArchitecture) and self.architecture.in_channels != self.geometry.slices:
+        if isinstance(self.architecture, VoxelArchitecture) and self.architecture.in_channels != self.geometry.slices:
             raise ModelError(
                 f"the network takes {self.architecture.in_channels} channels and the geometry gives "
                 f"{self.geometry.slices} slices; they must be equal"
@@ -190,8 +192,13 @@ class ModelCard:
             SHA-256 of the weights file.
         """
         geometry = self.geometry
-        slices = f"{geometry.slices} slices at a time across axis {geometry.slice_axis}"
-        seen = slices if isinstance(self.architecture, SliceArchitecture) else "along normals of an outline"
+        match self.architecture:
+            case VolumeUNetConfig():
+                seen = "all at a time"
+            case ProfileNetConfig():
+                seen = "along normals of an outline"
+            case _:
+                seen = f"{geometry.slices} slices at a time across axis {geometry.slice_axis}"
         ensemble = f"{self.members} members that answer together, each a " if self.members > 1 else ""
         rows = {
             "Task": self.task,
@@ -217,7 +224,9 @@ class ModelCard:
         )
 
 
-def save_weights(path: str | PathLike[str], models: AnyNetwork | Sequence[AnyNetwork], card: ModelCard) -> Path:
+def save_weights(
+    path: str | PathLike[str], models: AnyNetwork | Sequence[AnyNetwork], card: ModelCard, *, half: bool = False
+) -> Path:
     """Write a model, or the members of an ensemble, and their card: ``path``, and beside it ``.json`` and ``.md``.
 
     The weights file appears whole or not at all. The JSON beside it also holds the SHA-256 of the weights.
@@ -228,6 +237,8 @@ def save_weights(path: str | PathLike[str], models: AnyNetwork | Sequence[AnyNet
     models : AnyNetwork or several
     card : ModelCard
         Its ``architecture`` must be that of every model, its ``members`` their number.
+    half : bool
+        Whether to write numbers of 16 bits: half the size, and weights right to 1 in 2000.
 
     Returns
     -------
@@ -244,7 +255,8 @@ def save_weights(path: str | PathLike[str], models: AnyNetwork | Sequence[AnyNet
         raise ModelError(f"weights are written to a file ending in {SUFFIX}, got {path.name!r}")
     members = (models,) if isinstance(models, AnyNetwork) else tuple(models)
     _check_members(members, card)
-    tensors = {name: np.asarray(variable[...], np.float32) for name, variable in _variables(members).items()}
+    kind = np.float16 if half else np.float32
+    tensors = {name: np.asarray(variable[...], kind) for name, variable in _variables(members).items()}
     _check_finite(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

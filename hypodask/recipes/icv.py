@@ -16,41 +16,31 @@ from scipy import ndimage
 from hypodask.agreement import dice
 from hypodask.alignment import align
 from hypodask.alignment.pose import Alignment
-from hypodask.grid import Grid, head_grid
+from hypodask.grid import Grid
 from hypodask.labels import ICV
 from hypodask.network.augment import Variation
-from hypodask.network.learn import Schedule, learn
-from hypodask.network.unet import UNetConfig
-from hypodask.network.weights import InputGeometry, ModelCard, load_weights, save_weights
+from hypodask.network.learn import Precision, Schedule, learn
+from hypodask.network.volume_unet import VolumeUNetConfig
+from hypodask.network.weights import ModelCard, load_weights, save_weights
 from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
 from hypodask.resample import resample
 from hypodask.scan import Scan
+from hypodask.segmentation.border import BORDER_GEOMETRY
 from hypodask.segmentation.losses import cross_entropy
 from hypodask.segmentation.predict import Network, ShippedNetwork, input_grid
-from hypodask.segmentation.synth import HeadMap, cavity, contrast, head_map, slab_drawer, stacked, tissue_numbers
+from hypodask.segmentation.synth import HeadMap, cavity, contrast, head_map, stacked, tissue_numbers, volume_drawer
 
 log = logging.getLogger(__name__)
 
-ICV_BOX = head_grid(1.0)
-
-ICV_GEOMETRY = InputGeometry(
-    spacing_mm=(1.0, 2.0, 1.0),
-    shape=(ICV_BOX.shape[0], ICV_BOX.shape[1] // 2, ICV_BOX.shape[2]),
-    slices=5,
-    slice_axis=1,
-    intensity="head_median",
-    centre_mm=tuple(ICV_BOX.centre_mm.tolist()),
-)
-
-ICV_NETWORK = UNetConfig(in_channels=5, out_channels=2, widths=(16, 32, 64, 96), space_to_depth=2)
+ICV_NETWORK = VolumeUNetConfig(out_channels=2, backgrounds=2)
+"""Venous sinuses are learnt apart from what else is outside."""
 
 ICV_VARIATION = Variation(turn_deg=6, shift_mm=4, size=0.07, warp_mm=3, warp_spacing_mm=30, local_size=0)
 """Errors of the alignment, and other shapes of heads; contrast and noise are those of ``synth``."""
 
 BATCH = 8
 
-LEARNING_RATE, GOING_ON_RATE = 2e-3, 1e-3
-"""From scratch, and going on from weights."""
+LEARNING_RATE = 2e-3
 
 IMAGES_OF_A_MAP = 4
 """Synthetic scans of every label map that was left out."""
@@ -59,23 +49,26 @@ IMAGES_OF_A_MAP = 4
 def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...], initial: Path | None = None) -> None:
     """Learn the intracranial cavity from label maps, but those whose names are in ``leave_out``.
 
-    ``initial`` are weights to go on from, at a lower rate.
+    ``initial`` are weights to go on from. A step takes 0.17 s on a GPU (H100), and minutes on a CPU.
     """
     folder, run = made(work / "icv"), made(work / "icv-all")
     paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
-    drawn = slab_drawer(stacked(maps), input_grid(ICV_GEOMETRY), ICV_GEOMETRY, ICV_VARIATION, BATCH)
-    start, origin, rate = None, None, LEARNING_RATE
+    drawn = volume_drawer(stacked(maps), input_grid(BORDER_GEOMETRY), ICV_VARIATION, BATCH)
+    start, origin = None, None
     if initial:
         (start, *_), origin = load_weights(initial)
-        rate = GOING_ON_RATE
-    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=rate)
+    precision: Precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE, precision=precision)
     model = learn(drawn, cross_entropy, ICV_NETWORK, schedule, checkpoint=run / "checkpoint", initial=start)
     card = partial(icv_card, len(maps), steps, origin=origin)
-    network = ShippedNetwork((model,), card({}), "")
+    # Measured as it is written, in half the precision.
+    written = save_weights(run / "icv.safetensors", model, card({}), half=True)
+    members, _ = load_weights(written)
+    network = ShippedNetwork(members, card({}), "")
     figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
     write_figures(run / "held-out.json", figures)
-    save_weights(run / "icv.safetensors", model, card(figures))
+    save_weights(written, members, card(figures), half=True)
 
 
 def read_labels(path: Path) -> tuple[Integer[ndarray, "i j k"], Grid]:
@@ -91,7 +84,7 @@ def stored_map(path: Path, folder: Path) -> HeadMap:
     if not kept.exists():
         labels, grid = read_labels(path)
         pose = map_pose(labels, grid).acpc_from_scanner
-        np.savez_compressed(kept, **head_map(labels, grid, pose, input_grid(ICV_GEOMETRY))._asdict())
+        np.savez_compressed(kept, **head_map(labels, grid, pose, input_grid(BORDER_GEOMETRY))._asdict())
     return HeadMap(**np.load(kept))
 
 
@@ -147,11 +140,12 @@ def icv_card(heads: int, steps: int, figures: Figures, origin: ModelCard | None 
         "with random contrasts, poses, shapes, sizes of the brain within the skull, point spread, cut fields of view, "
         f"skull-stripping, bias fields, ghosts and noise; {steps} steps{went_on}"
     )
-    card = whole_card(ICV, ICV_NETWORK, ICV_GEOMETRY, training_data, summary(figures, measured_on))
+    card = whole_card(ICV, ICV_NETWORK, BORDER_GEOMETRY, training_data, summary(figures, measured_on))
     learnt = "learnt from skulls that move and brains that draw back from them; cross-entropy alone"
     changes = (
+        "0.5.0: sees the head as a volume, at 1 mm; fifty times as many examples; tells venous sinuses apart",
         "0.4.0: the border of the cavity moves as far out as in; twice as many steps",
         f"0.3.0: sees 1 mm in plane; {learnt}",
         "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network",
     )
-    return replace(card, version="0.4.0", changelog=(*changes, *card.changelog))
+    return replace(card, version="0.5.0", changelog=(*changes, *card.changelog))

@@ -20,6 +20,7 @@ from hypodask.intensity import SCALINGS, intensity_window, windowed
 from hypodask.labels import Hemisphere, Label, LabelTable
 from hypodask.network.architectures import AnyNetwork
 from hypodask.network.unet import predictor
+from hypodask.network.volume_unet import VolumeUNet, volume_predictor
 from hypodask.network.weights import (
     KERAS_SUFFIXES,
     InputGeometry,
@@ -145,7 +146,9 @@ class ShippedNetwork:
         # One compiled program, called once for each member: as fast as a map over stacked weights, of which it would be
         # another copy. On one core 5 members of widths (16, 32, 64, 96) and 11 classes take 6.5 s for 96 x 50 x 96
         # voxels, image and mirror image: 1.3 s each (process time on a busy machine).
-        return tuple(predictor(member) for member in self.members)
+        return tuple(
+            volume_predictor(member) if isinstance(member, VolumeUNet) else predictor(member) for member in self.members
+        )
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan."""
@@ -161,24 +164,17 @@ class ShippedNetwork:
     def outlined(self, image: Float[ndarray, "x y z"], *, sketch: bool = False) -> Segmentation:
         """Outlines in a scaled image on the network's grid.
 
-        A ``sketch`` is of every other slice, by one member that does not see the mirror image: a quarter of the cost.
+        A ``sketch`` is by one member that does not see the mirror image: half of the cost, or less.
         """
         if sketch:
-            return self._sketched(image)
+            posteriors = self._predictors[0](neighbours(jnp.asarray(image), self.card.geometry))
+            return Segmentation(_channels_first(posteriors), input_grid(self.card.geometry), self.labels)
         total, wholes = np.zeros((1 + len(self.labels), *image.shape), np.float32), []
-        for posteriors in self.member_posteriors(image):
-            total += posteriors
-            wholes.append((1 - posteriors[0]).astype(np.float16))
+        for of_member in self.member_posteriors(image):
+            total += of_member
+            wholes.append((1 - of_member[0]).astype(np.float16))
         member_wholes = np.stack(wholes) if len(wholes) > 1 else None
         return Segmentation(total / len(wholes), input_grid(self.card.geometry), self.labels, member_wholes)
-
-    def _sketched(self, image: Float[ndarray, "x y z"]) -> Segmentation:
-        grid = input_grid(self.card.geometry)
-        slices = neighbours(jnp.asarray(image), self.card.geometry)[::2]
-        posteriors = np.asarray(jnp.moveaxis(self._predictors[0](slices), (3, 1, 0, 2), (0, 1, 2, 3)))
-        i, j, k = posteriors.shape[1:]
-        every_other = Grid((i, j, k), grid.space_from_vox @ np.diag([1.0, 2.0, 1.0, 1.0]), grid.space)
-        return Segmentation(posteriors, every_other, self.labels)
 
     def posteriors(self, image: Float[ndarray, "x y z"]) -> Float[ndarray, "channel x y z"]:
         """Posteriors of a scaled image on the network's grid, averaged over it, its mirror image and all members."""
@@ -189,7 +185,7 @@ class ShippedNetwork:
         slices = neighbours(jnp.asarray(image), self.card.geometry)
         for predict in self._predictors:
             both = predict(slices) + mirrored(predict(slices[:, ::-1]), self.labels)
-            yield np.asarray(jnp.moveaxis(both / 2, (3, 1, 0, 2), (0, 1, 2, 3)))
+            yield _channels_first(both / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +277,10 @@ def neighbours(image: Float[Array, "x y z"], geometry: InputGeometry) -> Float[A
     starts = [geometry.slice_step * number for number in range(geometry.slices)]
     slices = [padded[:, start : start + image.shape[1]] for start in starts]
     return jnp.moveaxis(jnp.stack(slices, -1), 1, 0)
+
+
+def _channels_first(posteriors: Float[Array, "y x z class_"]) -> Float[ndarray, "class_ x y z"]:
+    return np.asarray(jnp.moveaxis(posteriors, (3, 1, 0, 2), (0, 1, 2, 3)))
 
 
 def mirrored(posteriors: Float[Array, "y x z class_"], table: LabelTable) -> Float[Array, "y x z class_"]:

@@ -1,9 +1,9 @@
-"""Slabs of whole heads of any contrast, made on the fly from label maps of 1 mm.
+"""Whole heads of any contrast, made on the fly from label maps of 1 mm.
 
-A label map is stored once, as one code per voxel: its tissue, and how far the voxel is from the surface of the brain.
-A training example is a few neighbouring slices: their points are carried through a random pose, size and warp into a
-stored head and looked up at every millimetre, so that partial volumes are exact and no border is blurred twice; then
-come contrast, point spread and the faults of scanners. The truth is the share of the cranial cavity in every voxel.
+A label map is stored once, as one code per voxel: its tissue, and how far the voxel is from the surface of the brain
+and from the border of the cavity. The points of a training example are carried through a random pose, size and warp
+into a stored head and looked up at every millimetre, so that no border is blurred twice; then come contrast, point
+spread and the faults of scanners. The truth is the share of the cranial cavity in every voxel.
 
 The cavity is what labels 1 to 499 (FreeSurfer's numbering) form together, without islands elsewhere, and with what
 they enclose. Venous sinuses (514) lie outside, the fluid around the spinal cord (24) inside, its cord (512) outside,
@@ -22,9 +22,8 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
-from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN
+from hypodask.intensity import BRIGHTEST, DARK, WHITE_OVER_MEDIAN
 from hypodask.network.augment import Variation, points_of
-from hypodask.network.weights import InputGeometry
 from hypodask.segmentation import faults
 from hypodask.segmentation.faults import apply_along, interpolation
 
@@ -111,8 +110,10 @@ DIPLOE_MM = 8.0
 """How far from the cavity bone and marrow change places: the outer table stays."""
 
 PIXEL_MM = 1.0
-REACH_MM = 3.0
-"""Samples, and how far beyond the outermost slices they are taken for the point spread."""
+"""Of the voxels of an example."""
+
+SINUS_WALL = 3
+"""Voxels along each side of the cube around a voxel in which a venous sinus makes what is outside count as one."""
 
 KNOT_MM = 8.0
 """Warps are worked out on a net this fine and interpolated."""
@@ -221,14 +222,21 @@ def stacked(maps: list[HeadMap]) -> Heads:
     return Heads(jnp.asarray(codes), jnp.asarray(matrices), jnp.asarray(np.stack([one.shares for one in maps])))
 
 
-def slab_drawer(
-    heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation, examples: int
-) -> Callable[[PRNGKeyArray], tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]]:
-    """Compile the drawing of batches of ``examples``, each of a head of its own, background first."""
+def volume_drawer(
+    heads: Heads, box: Grid, variation: Variation, examples: int
+) -> Callable[[PRNGKeyArray], tuple[Float[Array, "n y x z 1"], Float[Array, "n y x z 3"]]]:
+    """Compile the drawing of batches of ``examples``, each of a head of its own, with their truth."""
+
+    def example(key: PRNGKeyArray, heads: Heads) -> tuple[Array, Array]:
+        head = whole(key, heads, box, variation)
+        image, truth = dark_spread(head.image)[..., None], shares_of(head)
+        return jnp.swapaxes(image, 0, 1), jnp.swapaxes(truth, 0, 1)
 
     @jax.jit
     def drawn(heads: Heads, keys: PRNGKeyArray) -> tuple[Array, Array]:
-        return jax.lax.map(lambda key: slab(key, heads, box, geometry, variation), keys)
+        # In what a GPU takes for enough, points would be off by a tenth of a voxel.
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(lambda key: example(key, heads), keys)
 
     return lambda key: drawn(heads, jax.random.split(key, examples))
 
@@ -253,25 +261,13 @@ class Whole(NamedTuple):
     beyond_mm: Float[Array, "x y z"]
 
 
-def slab(
-    key: PRNGKeyArray, heads: Heads, box: Grid, geometry: InputGeometry, variation: Variation
-) -> tuple[Float[Array, "h w slice"], Float[Array, "h w class"]]:
-    """One slice with its neighbours as channels, and its truth."""
-    keys = jax.random.split(key, 3)
-    middle = jax.random.randint(keys[0], (), 0, box.shape[1])
-    voxels, samples = _axes(box, geometry, middle)
-    head = anatomy(keys[1], heads, samples, box, variation)
-    image = _scan_of(keys[2], heads, head, samples, voxels)
-    return jnp.moveaxis(image, 0, -1), _truth(is_inside(head.tissues), box)
-
-
 def whole(key: PRNGKeyArray, heads: Heads, box: Grid, variation: Variation) -> Whole:
     """All of a box, whose voxels are samples."""
     keys = jax.random.split(key)
     low = box.space_from_vox[:3, 3]
     samples = [jnp.asarray(low[axis] + PIXEL_MM * np.arange(box.shape[axis]), jnp.float32) for axis in (1, 0, 2)]
     head = anatomy(keys[0], heads, samples, box, variation)
-    image = _scan_of(keys[1], heads, head, samples, samples)
+    image = _scan_of(keys[1], heads, head, samples)
     return Whole(*(jnp.swapaxes(part, 0, 1) for part in (image, head.tissues, head.beyond_mm)))
 
 
@@ -295,12 +291,23 @@ def anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, va
     return Anatomy(number, table_varied(keys[6], tissues, beyond), depth, beyond)
 
 
-def _scan_of(
-    key: PRNGKeyArray, heads: Heads, head: Anatomy, samples: list[Array], voxels: list[Array]
-) -> Float[Array, "slice h w"]:
+def dark_spread(levels: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """As :func:`hypodask.intensity.spread_dark`."""
+    return jnp.arcsinh(levels / DARK) / np.arcsinh(BRIGHTEST / DARK)
+
+
+def shares_of(head: Whole) -> Float[Array, "x y z 3"]:
+    """Shares in each voxel of what is outside, of a venous sinus with its wall, and of the cavity."""
+    inside = jnp.clip(0.5 - head.beyond_mm / PIXEL_MM, 0.0, 1.0)
+    sinus = (head.tissues == SINUS).astype(inside.dtype)
+    near = jax.lax.reduce_window(sinus, 0.0, jax.lax.max, (SINUS_WALL,) * 3, (1, 1, 1), "SAME")
+    return jnp.stack([(1 - inside) * (1 - near), (1 - inside) * near, inside], axis=-1)
+
+
+def _scan_of(key: PRNGKeyArray, heads: Heads, head: Anatomy, samples: list[Array]) -> Float[Array, "y x z"]:
     keys = jax.random.split(key, 3)
     image = imaged(keys[0], head.tissues, head.depth_mm, samples, heads.shares[head.number])
-    spread = faults.point_spread(keys[1], list(zip(voxels, samples, strict=True)))
+    spread = faults.point_spread(keys[1], [(axis, axis) for axis in samples])
     return scanned(keys[2], apply_along(spread, image))
 
 
@@ -466,22 +473,6 @@ def scanned(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array,
     return jnp.clip(image * jnp.exp(GAIN * jax.random.normal(keys[4])), 0.0, BRIGHTEST)
 
 
-def _axes(box: Grid, geometry: InputGeometry, middle: Array) -> tuple[list[Array], list[Array]]:
-    """Places along y, x and z, mm, of the voxels of the slices, and of samples in and around them."""
-    low = jnp.asarray(box.space_from_vox[:3, 3])
-    slices = middle + geometry.slice_step * (jnp.arange(geometry.slices) - geometry.slices // 2)
-    voxels = [low[1] + box.spacing_mm[1] * slices]
-    voxels += [low[axis] + box.spacing_mm[axis] * jnp.arange(box.shape[axis]) for axis in (0, 2)]
-    half = geometry.slice_step * box.spacing_mm[1] * (geometry.slices // 2) + REACH_MM
-    thick = round(box.spacing_mm[1] / PIXEL_MM)
-    number = thick + 2 * round((half - thick * PIXEL_MM / 2) / PIXEL_MM)  # so that whole samples make up the slice
-    samples = [low[1] + box.spacing_mm[1] * middle + PIXEL_MM * (jnp.arange(number) - (number - 1) / 2)]
-    for axis in (0, 2):
-        size = round(box.extent_mm[axis] / PIXEL_MM)
-        samples.append(low[axis] - box.spacing_mm[axis] / 2 + PIXEL_MM * (jnp.arange(size) + 0.5))
-    return voxels, samples
-
-
 def _varied(key: PRNGKeyArray, samples: list[Array], box: Grid, variation: Variation) -> Float[Array, "3 y x z"]:
     """Where in the stored head, in AC-PC space, the knots of a coarse net over the samples are looked up."""
     of_flip, of_points = jax.random.split(key)
@@ -506,12 +497,3 @@ def _looked_up(heads: Heads, number: Array, vox: Float[Array, "3 y x z"]) -> Int
     i, j, k = (jnp.rint(jnp.clip(axis, 0, size - 1)).astype(jnp.int32) for axis, size in zip(vox, shape, strict=True))
     index = ((number * shape[0] + i) * shape[1] + j) * shape[2] + k
     return heads.codes.reshape(-1).at[index].get(mode="promise_in_bounds").astype(jnp.int32)
-
-
-def _truth(inside: Bool[Array, "y x z"], box: Grid) -> Float[Array, "x z 2"]:
-    """Shares of outside and cavity in the voxels of the middle slice."""
-    thick, wide, high = (round(box.spacing_mm[axis] / PIXEL_MM) for axis in (1, 0, 2))
-    first = (inside.shape[0] - thick) // 2
-    x, _, z = box.shape
-    share = inside[first : first + thick].reshape(thick, x, wide, z, high).mean(axis=(0, 2, 4))
-    return jnp.stack([1 - share, share], axis=-1)
