@@ -1,7 +1,7 @@
-"""What scanners do to images, on a slab of parallel slices: bias, point spread, ghosts, noise, a cut field of view.
+"""What scanners do to images: bias, point spread, ghosts, noise, a cut field of view.
 
 Every function takes an explicit PRNG ``key``; intensities are in units of white matter. Smooth things are made on a
-coarse net and carried to the slab by products of matrices, which is what a CPU does best.
+coarse net and carried to the voxels by products of matrices, which is what a CPU does best.
 """
 
 import math
@@ -60,10 +60,8 @@ def smooth_noise(key: PRNGKeyArray, shape: tuple[int, ...], knots: tuple[int, in
     return apply_along(steps, jax.random.normal(key, knots))
 
 
-def point_spread(
-    key: PRNGKeyArray, places_mm: Sequence[tuple[Float[Array, "new"], Float[Array, "old"]]]
-) -> list[Float[Array, "new old"]]:
-    """Gaussian means for the voxels of each axis, given where they and the samples are.
+def point_spread(key: PRNGKeyArray, places_mm: Sequence[Float[Array, "n"]]) -> list[Float[Array, "n n"]]:
+    """Gaussian means along each axis, given where the voxels are.
 
     One width for all axes, and in some images a larger one along one of them: thick slices.
     """
@@ -72,13 +70,13 @@ def point_spread(
     thick = jax.random.uniform(keys[1], minval=BLUNTEST_MM, maxval=THICKEST_MM)
     axis = jnp.where(jax.random.bernoulli(keys[2], THICK), jax.random.randint(keys[3], (), 0, 3), -1)
     return [
-        _gaussian(new, old, FWHM_TO_SIGMA * jnp.where(axis == number, thick, width))
-        for number, (new, old) in enumerate(places_mm)
+        _gaussian(places, FWHM_TO_SIGMA * jnp.where(axis == number, thick, width))
+        for number, places in enumerate(places_mm)
     ]
 
 
-def _gaussian(new: Float[Array, "m"], old: Float[Array, "n"], sigma: Array) -> Float[Array, "m n"]:
-    weights = jnp.exp(-0.5 * ((new[:, None] - old) / sigma) ** 2)
+def _gaussian(places: Float[Array, "n"], sigma: Array) -> Float[Array, "n n"]:
+    weights = jnp.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
     return weights / weights.sum(axis=1, keepdims=True)
 
 

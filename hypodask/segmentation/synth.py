@@ -227,16 +227,13 @@ def volume_drawer(
 ) -> Callable[[PRNGKeyArray], tuple[Float[Array, "n y x z 1"], Float[Array, "n y x z 3"]]]:
     """Compile the drawing of batches of ``examples``, each of a head of its own, with their truth."""
 
-    def example(key: PRNGKeyArray, heads: Heads) -> tuple[Array, Array]:
-        head = whole(key, heads, box, variation)
-        image, truth = dark_spread(head.image)[..., None], shares_of(head)
-        return jnp.swapaxes(image, 0, 1), jnp.swapaxes(truth, 0, 1)
+    def example(head: Whole) -> tuple[Array, Array]:
+        parts = dark_spread(head.image)[..., None], shares_of(head)
+        return jnp.swapaxes(parts[0], 0, 1), jnp.swapaxes(parts[1], 0, 1)
 
     @jax.jit
     def drawn(heads: Heads, keys: PRNGKeyArray) -> tuple[Array, Array]:
-        # In what a GPU takes for enough, points would be off by a tenth of a voxel.
-        with jax.default_matmul_precision("highest"):
-            return jax.lax.map(lambda key: example(key, heads), keys)
+        return jax.lax.map(lambda key: example(whole(key, heads, box, variation)), keys)
 
     return lambda key: drawn(heads, jax.random.split(key, examples))
 
@@ -266,8 +263,10 @@ def whole(key: PRNGKeyArray, heads: Heads, box: Grid, variation: Variation) -> W
     keys = jax.random.split(key)
     low = box.space_from_vox[:3, 3]
     samples = [jnp.asarray(low[axis] + PIXEL_MM * np.arange(box.shape[axis]), jnp.float32) for axis in (1, 0, 2)]
-    head = anatomy(keys[0], heads, samples, box, variation)
-    image = _scan_of(keys[1], heads, head, samples)
+    # In the precision that GPUs take for enough, points would be off by a tenth of a voxel.
+    with jax.default_matmul_precision("highest"):
+        head = anatomy(keys[0], heads, samples, box, variation)
+        image = _scan_of(keys[1], heads, head, samples)
     return Whole(*(jnp.swapaxes(part, 0, 1) for part in (image, head.tissues, head.beyond_mm)))
 
 
@@ -307,7 +306,7 @@ def shares_of(head: Whole) -> Float[Array, "x y z 3"]:
 def _scan_of(key: PRNGKeyArray, heads: Heads, head: Anatomy, samples: list[Array]) -> Float[Array, "y x z"]:
     keys = jax.random.split(key, 3)
     image = imaged(keys[0], head.tissues, head.depth_mm, samples, heads.shares[head.number])
-    spread = faults.point_spread(keys[1], [(axis, axis) for axis in samples])
+    spread = faults.point_spread(keys[1], samples)
     return scanned(keys[2], apply_along(spread, image))
 
 
