@@ -47,9 +47,9 @@ LINES = 1 + len(RINGS_MM) * AROUND
 CONTEXT = 6
 """Numbers that say where on the skull a normal is: its foot and its direction, left like right."""
 
-ONE_IN = (8,)
-"""How many voxels of the surface share a normal, in each round in which the outline moves: from nearer, more of the
-border is seen across its normals. With 3 in both, errors are the same within 0.05 % of the volume."""
+ONE_IN = 8
+"""How many voxels of the surface share a normal. With 4 in its place errors are the same within 0.02 % of the volume; a
+second round, from where the outline has moved to, sees 3 % more of a cavity that has grown by 2 mm and takes 0.8 s."""
 
 AIR, STRIPPED = 0.05, 0.4
 """A brain was stripped if outside of more of it than this nothing is brighter than air, in units of ``head_dark``:
@@ -66,7 +66,7 @@ NORMALS_AT_ONCE = 1024
 """So that features stay near the cache."""
 
 FARTHEST_MM = 4.0
-"""By how much it moves in a round."""
+"""By how much it moves at most."""
 
 LEAST_SHARE = 1e-7
 """In a voxel: so small a number still differs from 1 when taken from it."""
@@ -112,7 +112,7 @@ def distance_from(share: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     """Distance of each voxel from the smoothed border of a structure, from the share of it in voxels of 1 mm.
 
     Smoothed by a Gaussian, a plane at some distance leaves the share of a normal distribution: that is turned round. It
-    costs a tenth of a distance transform and holds up to some 4 mm, as far as the border moves in a round.
+    costs a tenth of a distance transform and holds up to some 4 mm, as far as the border moves.
     """
     smooth = smoothed(share.astype(np.float32), SMOOTH_GUESS_MM)
     # Most voxels are far from the border: they all have the same distance.
@@ -295,20 +295,18 @@ class BorderedNetwork:
     ) -> Float32[ndarray, "x y z"] | None:
         """Share of the cavity in each voxel, from a scaled image and a guess; None if nothing was imaged around it."""
         share = inside.astype(np.float32)
-        for step in ONE_IN if inside.any() else ():
-            distance = distance_from(share)
-            normals = normals_at(distance, one_in(step, crossed(distance)))
-            if not len(normals.feet):
-                break
-            lines = profiles(image, normals)
-            if darker_outside(lines, AIR).mean() > STRIPPED:
-                return None
-            unseen = darker_outside(lines, 0.0)
-            places, variances = self.places_on(lines, context(normals, grid))
-            stays = unseen | (transform_points(grid.space_from_vox, normals.feet)[:, 2] < SKULL_BASE_MM)
-            places = np.where(stays, 0.0, np.clip(places, -FARTHEST_MM, FARTHEST_MM))
-            share = share_inside(moved(distance, normals, places, np.where(stays, 0.0, variances)))
-        return share
+        distance = distance_from(share)
+        normals = normals_at(distance, one_in(ONE_IN, crossed(distance)))
+        if not len(normals.feet):
+            return share
+        lines = profiles(image, normals)
+        if darker_outside(lines, AIR).mean() > STRIPPED:
+            return None
+        unseen = darker_outside(lines, 0.0)
+        places, variances = self.places_on(lines, context(normals, grid))
+        stays = unseen | (transform_points(grid.space_from_vox, normals.feet)[:, 2] < SKULL_BASE_MM)
+        places = np.where(stays, 0.0, np.clip(places, -FARTHEST_MM, FARTHEST_MM))
+        return share_inside(moved(distance, normals, places, np.where(stays, 0.0, variances)))
 
     def places_on(
         self, lines: Float32[ndarray, "n line place"], around: Float32[ndarray, "n 6"]
