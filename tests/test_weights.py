@@ -100,6 +100,18 @@ def test_a_folded_model_is_saved_like_any_other(tmp_path, model):
     np.testing.assert_array_equal(loaded(jnp.ones((1, 8, 8, 3))), folded(jnp.ones((1, 8, 8, 3))))
 
 
+def test_in_half_precision_a_file_is_half_as_large_and_weights_are_right_to_one_in_two_thousand(tmp_path, saved, model):
+    path = save_weights(tmp_path / "half.safetensors", model, CARD, half=True)
+    tensors, halves = load_file(saved), load_file(path)
+    assert tensors.keys() == halves.keys()
+    for name, tensor in tensors.items():
+        assert halves[name].nbytes == tensor.nbytes / 2
+        np.testing.assert_allclose(halves[name], tensor, rtol=1 / 2000, atol=1e-7)
+    (loaded,), card = load_weights(path)
+    assert card == CARD
+    assert loaded.classify.kernel[...].dtype == jnp.float32
+
+
 def test_members_come_back_in_their_order(tmp_path, model):
     members = (model, UNet(CONFIG, rngs=nnx.Rngs(4)), UNet(CONFIG, rngs=nnx.Rngs(5)))
     card = dataclasses.replace(CARD, members=3)
