@@ -5,6 +5,7 @@ that fat and vessels do not set the scale; published networks expect 0 to 1.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -51,19 +52,19 @@ def head_median(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
 
 def head_dark(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
     """Scale as ``head_median``, then spread as :func:`spread_dark`; from 0 to 1."""
-    return spread_dark(head_median(data))
+    return cast(ndarray, spread_dark(head_median(data)))
 
 
-def spread_dark(levels: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+def spread_dark(levels: Any, *, xp: Any = np) -> Any:
     """Intensities in units of white matter with dark tissues set as far apart as bright ones; from 0 to 1.
 
     Bone and fluid differ by a tenth of white matter, as little as grey matter does from white, which are of less
-    use to tell where the cranial cavity ends.
+    use to tell where the cranial cavity ends. ``xp`` is ``jax.numpy`` for arrays of JAX.
 
     >>> spread_dark(np.array([0.1, 0.2, 0.8, 1.0, 1.5], np.float32)).round(2).tolist()
     [0.25999..., 0.4199..., 0.8199..., 0.8799..., 1.0]
     """
-    return np.arcsinh(levels / np.float32(DARK)) / np.float32(np.arcsinh(BRIGHTEST / DARK))
+    return xp.arcsinh(levels / np.float32(DARK)) / np.float32(np.arcsinh(BRIGHTEST / DARK))
 
 
 def box_bright(data: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:

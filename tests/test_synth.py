@@ -23,7 +23,6 @@ from hypodask.segmentation.synth import (
     brain_size_varied,
     cavity,
     contrast,
-    dark_spread,
     head_map,
     imaged,
     is_inside,
@@ -145,7 +144,7 @@ def test_what_is_outside_near_a_sinus_counts_as_one():
 
 def test_dark_tissues_are_spread_as_at_inference():
     levels = np.linspace(0, 1.5, 30, dtype=np.float32)
-    np.testing.assert_allclose(dark_spread(jnp.asarray(levels)), spread_dark(levels), atol=1e-6)
+    np.testing.assert_allclose(spread_dark(jnp.asarray(levels), xp=jnp), spread_dark(levels), atol=1e-6)
 
 
 def test_atrophy_turns_the_surface_of_the_brain_to_fluid_and_swelling_the_fluid_near_it_to_cortex(monkeypatch):

@@ -58,8 +58,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        if min(self.in_channels, self.out_channels, self.space_to_depth, *self.widths) < 1 or len(self.widths) < 2:
-            raise ValueError(f"a U-Net needs at least one channel everywhere and two levels, got {self}")
+        check_counts(self, self.in_channels, self.out_channels, self.space_to_depth)
         if self.activation not in _ACTIVATIONS or self.upsampling not in _UPSAMPLINGS:
             raise ValueError(
                 f"a U-Net's activation is one of {list(_ACTIVATIONS)} and its upsampling one of "
@@ -296,6 +295,18 @@ def parameter_count(model: nnx.Module) -> int:
     8
     """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def check_counts(config: Any, *counts: int) -> None:
+    """Refuse the shape of a U-Net that cannot be.
+
+    Raises
+    ------
+    ValueError
+        If a width or another of its counts is below one, or there are fewer than two levels.
+    """
+    if min(*counts, *config.widths) < 1 or len(config.widths) < 2:
+        raise ValueError(f"a U-Net needs at least one channel everywhere and two levels, got {config}")
 
 
 def check_slices(slices: Float[Array, "n h w channel"], channels: int, size_multiple: int) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hypodask.network.unet import ConvNorm, conv_norm, fold_batch_norm
+from hypodask.network.unet import ConvNorm, check_counts, conv_norm, fold_batch_norm
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class VolumeUNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        counts = (self.in_channels, self.out_channels, self.backgrounds, self.space_to_depth, *self.widths)
-        if min(counts) < 1 or len(self.widths) < 2:
-            raise ValueError(f"a U-Net needs at least one channel everywhere and two levels, got {self}")
+        check_counts(self, self.in_channels, self.out_channels, self.backgrounds, self.space_to_depth)
 
     @property
     def size_multiple(self) -> int:
@@ -209,13 +207,17 @@ def _by_slice(layer: Callable[[Array], Array], features: Float[Array, "n y x z c
 
 def _beside(features: Float[Array, "n y x z c"]) -> Float[Array, "n y x z 3*c"]:
     """Every slice with the one before and the one behind it as channels; beyond the ends there is nothing."""
-    padded = jnp.pad(features, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    padded = _with_ends(features)
     return jnp.concatenate([padded[:, :-2], features, padded[:, 2:]], axis=-1)
+
+
+def _with_ends(features: Float[Array, "n y x z c"]) -> Float[Array, "n y+2 x z c"]:
+    return jnp.pad(features, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
 
 
 def _slice_after_slice(layer: Callable[[Array], Array], features: Float[Array, "n y x z c"]) -> Array:
     """A layer over every slice and those beside it, one slice at a time: what they are joined to stays in the cache."""
-    padded = jnp.pad(features, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    padded = _with_ends(features)
 
     def of_slice(number: Array) -> Array:
         before, here, behind = (padded[:, number + step] for step in range(3))

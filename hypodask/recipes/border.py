@@ -18,7 +18,7 @@ from hypodask.labels import ICV
 from hypodask.network.learn import Drawer, Schedule, learn
 from hypodask.network.weights import ModelCard, resolve_model, save_weights
 from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
-from hypodask.recipes.icv import ICV_VARIATION, icv_agreement, stored_map
+from hypodask.recipes.icv import ICV_VARIATION, icv_agreement, learnt_and_left_out
 from hypodask.segmentation import faults
 from hypodask.segmentation.border import (
     BORDER_GEOMETRY,
@@ -76,16 +76,15 @@ class Examples(NamedTuple):
 def train_border(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
     """Learn where on its normals the border of the cavity is, from label maps but those named in ``leave_out``."""
     folder, run = made(work / "icv"), made(work / "border")
-    paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
-    heads = stacked([stored_map(path, folder) for name, path in paths.items() if name not in leave_out])
-    examples = drawn(heads, made(run / "examples"))
+    maps, held_out = learnt_and_left_out(data, folder, leave_out)
+    examples = drawn(stacked(maps), made(run / "examples"))
     schedule = Schedule(steps=steps, heads=BATCH, slices=1, learning_rate=LEARNING_RATE)
     model = learn(batches(examples), unlikeliness, BORDER_NETWORK, schedule, checkpoint=run / "checkpoint")
-    card = partial(border_card, len(paths) - len(leave_out), steps)
+    card = partial(border_card, len(maps), steps)
     # By its path it is the first network alone.
     first = cast(ShippedNetwork, load_network(resolve_model("icv")))
     network = BorderedNetwork(first, ShippedNetwork((model,), card({}), ""))
-    figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
+    figures = icv_agreement(network, held_out)
     write_figures(run / "held-out.json", figures)
     save_weights(run / "icv-border.safetensors", model, card(figures))
 

@@ -52,8 +52,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
     ``initial`` are weights to go on from. A step takes 0.17 s on a GPU (H100), and minutes on a CPU.
     """
     folder, run = made(work / "icv"), made(work / "icv-all")
-    paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
-    maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
+    maps, held_out = learnt_and_left_out(data, folder, leave_out)
     drawn = volume_drawer(stacked(maps), input_grid(BORDER_GEOMETRY), ICV_VARIATION, BATCH)
     start, origin = None, None
     if initial:
@@ -66,9 +65,16 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
     written = save_weights(run / "icv.safetensors", model, card({}), half=True)
     members, _ = load_weights(written)
     network = ShippedNetwork(members, card({}), "")
-    figures = icv_agreement(network, [path for name, path in paths.items() if name in leave_out])
+    figures = icv_agreement(network, held_out)
     write_figures(run / "held-out.json", figures)
     save_weights(written, members, card(figures), half=True)
+
+
+def learnt_and_left_out(data: Path, folder: Path, leave_out: tuple[str, ...]) -> tuple[list[HeadMap], list[Path]]:
+    """The label maps to learn from, kept in ``folder``, and the files of those to be measured on."""
+    paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
+    maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
+    return maps, [path for name, path in paths.items() if name in leave_out]
 
 
 def read_labels(path: Path) -> tuple[Integer[ndarray, "i j k"], Grid]:

@@ -22,7 +22,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
-from hypodask.intensity import BRIGHTEST, DARK, WHITE_OVER_MEDIAN
+from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN, spread_dark
 from hypodask.network.augment import Variation, points_of
 from hypodask.segmentation import faults
 from hypodask.segmentation.faults import apply_along, interpolation
@@ -228,7 +228,7 @@ def volume_drawer(
     """Compile the drawing of batches of ``examples``, each of a head of its own, with their truth."""
 
     def example(head: Whole) -> tuple[Array, Array]:
-        parts = dark_spread(head.image)[..., None], shares_of(head)
+        parts = spread_dark(head.image, xp=jnp)[..., None], shares_of(head)
         return jnp.swapaxes(parts[0], 0, 1), jnp.swapaxes(parts[1], 0, 1)
 
     @jax.jit
@@ -288,11 +288,6 @@ def anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, va
     tissues, depth, _ = taken_apart(brain_contracted(keys[4], codes, codes_at, points))
     tissues = brain_size_varied(keys[5], filled(beyond <= 0, tissues), depth)
     return Anatomy(number, table_varied(keys[6], tissues, beyond), depth, beyond)
-
-
-def dark_spread(levels: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """As :func:`hypodask.intensity.spread_dark`."""
-    return jnp.arcsinh(levels / DARK) / np.arcsinh(BRIGHTEST / DARK)
 
 
 def shares_of(head: Whole) -> Float[Array, "x y z 3"]:
