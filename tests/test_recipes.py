@@ -14,6 +14,7 @@ from hypodask.labels import HYPOTHALAMUS, ICV
 from hypodask.recipes import __main__ as command_line
 from hypodask.recipes import hypothalamus, icv
 from hypodask.recipes.__main__ import main
+from hypodask.recipes.border import border_card
 from hypodask.recipes.figures import held_out, summary, write_figures
 from hypodask.recipes.hypothalamus import (
     CORE,
@@ -183,3 +184,9 @@ def test_the_command_line_runs_the_recipe_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["recipes", "commissures", *arguments[2:4], "--initial", "icv.safetensors"])
     with pytest.raises(SystemExit):
         main()
+
+
+def test_a_border_that_was_measured_on_one_head_has_a_card_all_the_same():
+    one = {f"a {image}": figure for image, figure in enumerate(FIGURES.values())}
+    assert border_card(3, 10, one).volume_heads is None
+    assert border_card(3, 10, FIGURES).volume_heads == len(FIGURES)

@@ -192,6 +192,9 @@ def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     )
     measured = summary(figures, measured_on)
     card = whole_card(ICV, BORDER_NETWORK, BORDER_GEOMETRY, training_data, measured, task="icv-border")
-    heads_measured = len({name.split()[0] for name in figures}) or None
+    heads_measured = len({name.split()[0] for name in figures})
     changes = ("0.1.1: the same weights, measured with the outlines of icv 0.5.0", *card.changelog)
-    return replace(card, version="0.1.1", changelog=changes, volume_heads=heads_measured)
+    # From one head there is nothing to be said of how heads vary.
+    return replace(
+        card, version="0.1.1", changelog=changes, volume_heads=heads_measured if heads_measured > 1 else None
+    )
