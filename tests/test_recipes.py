@@ -7,12 +7,13 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hypodask.alignment import Alignment
-from hypodask.grid import Grid
+from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS, ICV
 from hypodask.recipes import __main__ as command_line
-from hypodask.recipes import hypothalamus, icv
+from hypodask.recipes import commissures, hypothalamus, icv
 from hypodask.recipes.__main__ import main
 from hypodask.recipes.border import border_card
 from hypodask.recipes.figures import held_out, summary, write_figures
@@ -25,6 +26,7 @@ from hypodask.recipes.hypothalamus import (
     sharpened,
 )
 from hypodask.recipes.icv import icv_agreement, stored_map, synthetic_scan
+from hypodask.recipes.versions import in_slices, sharp, softer
 from hypodask.resample import resample
 from hypodask.segmentation.border import BORDER_GEOMETRY
 from hypodask.segmentation.predict import input_grid
@@ -64,8 +66,7 @@ def test_training_grids_hold_what_the_networks_will_see():
 
 
 def test_a_hypothalamic_example_is_a_head_in_units_of_white_matter_with_its_truth(monkeypatch):
-    monkeypatch.setattr(hypothalamus, "BLURS_MM", ((0.0, 0.0, 0.0), (0.6, 0.6, 0.6)))
-    monkeypatch.setattr(hypothalamus, "BLUR_SHARES", (0.5, 0.5))
+    monkeypatch.setattr(hypothalamus, "SCANNERS", {sharp: 0.5, softer: 0.5})
     shape = hypothalamus_stored_grid().shape
     truth = np.zeros((10, *shape), np.float16)
     truth[0, 40:50], truth[5, 62:72] = 1, 1
@@ -75,6 +76,36 @@ def test_a_hypothalamic_example_is_a_head_in_units_of_white_matter_with_its_trut
     np.testing.assert_array_equal(np.moveaxis(np.asarray(head.truth), -1, 0), truth)
     np.testing.assert_array_equal(task.mirror(head.truth)[..., 5], truth[0])
     assert head.growth.fields.shape == (4, 3, *(n // 2 for n in shape))
+
+
+@pytest.mark.parametrize("first", [0.0, 0.5])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_head_in_slices_is_what_reading_a_scan_of_thick_slices_gives(axis, first):
+    fine = box_grid((84, 78, 90), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random(fine.shape), 3).astype(np.float32)
+    start = np.array([round(6 * first) * (other == axis) for other in range(3)])
+    slices = np.moveaxis(image, axis, 0)[start[axis] :]
+    slices = slices[: len(slices) // 6 * 6].reshape(-1, 6, *slices.shape[1:]).mean(axis=1)
+    of_slice = np.array(fine.space_from_vox)
+    of_slice[:3, 3] += of_slice[:3, axis] * (start[axis] + 2.5)
+    of_slice[:3, axis] *= 6
+    scan = np.moveaxis(slices, 0, axis)
+    read = resample(scan, Grid(scan.shape, of_slice, "acpc"), fine, order=3)
+    shown = in_slices(image, fine.spacing_mm, axis=axis, first=first)
+    inside = tuple(slice(30, -30) if other == axis else slice(None) for other in range(3))
+    np.testing.assert_allclose(shown[inside], read[inside], atol=0.01 * np.ptp(image))
+    assert np.abs(shown - image).max() > 0.05 * np.ptp(image)
+
+
+@pytest.mark.parametrize("scanners", [hypothalamus.SCANNERS, commissures.COMMISSURE_SCANNERS])
+def test_shares_of_the_scanners_that_show_a_head_add_up(scanners):
+    assert sum(scanners.values()) == pytest.approx(1)
+    assert sharp in scanners
+
+
+def test_every_head_is_left_out_by_one_fold():
+    left_out = [name for fold in hypothalamus.FOLDS for name in fold]
+    assert len(left_out) == len(set(left_out)) == 10
 
 
 def test_a_label_map_is_posed_and_kept(pose, tmp_path):

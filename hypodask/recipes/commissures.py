@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,17 +23,18 @@ from hypodask.grid import transform_points
 from hypodask.network.learn import Schedule, learn
 from hypodask.network.weights import ModelCard, save_weights
 from hypodask.recipes.figures import made
-from hypodask.recipes.versions import BLURS_MM, versions_of
+from hypodask.recipes.versions import Scanner, blurred, sharp, softer, versions_of
 from hypodask.resample import resample
 from hypodask.scan import read_scan
 from hypodask.template import AC_MNI_MM, PC_MNI_MM, mni152_brain
 
 log = logging.getLogger(__name__)
 
-COMMISSURE_BLURS_MM = (*BLURS_MM[:2], (1.2, 1.2, 1.2), *BLURS_MM[2:])
-
-COMMISSURE_BLUR_SHARES = (0.45, 0.2, 0.11, 0.08, 0.08, 0.08)
-"""As for the hypothalamus, and voxels of 2 mm."""
+COMMISSURE_SCANNERS: dict[Scanner, float] = {sharp: 0.45, softer: 0.2} | {
+    partial(blurred, sd_mm=sd_mm): share
+    for sd_mm, share in {(1.2, 1.2, 1.2): 0.11, (1.27, 0, 0): 0.08, (0, 1.27, 0): 0.08, (0, 0, 1.27): 0.08}.items()
+}
+"""What shows a head in an example, and in which share of them: voxels of 2 mm and slices of 3 mm among it."""
 
 MARKED_CORE = np.s_[14:-14, 24:-24, 20:-20]
 """What the commissure network sees of its training grid."""
@@ -74,11 +76,11 @@ def marked_template() -> dict[str, ndarray]:
 
 def marked_heads(heads: list[dict[str, ndarray]]) -> MarkedHeads:
     """Heads ready to be drawn from, each as it is and as blurrier scanners would give it."""
-    versions = [versions_of(head["image"], COMMISSURE_BLURS_MM, COMMISSURE_GEOMETRY, MARKED_CORE) for head in heads]
+    scanners = tuple(COMMISSURE_SCANNERS)
+    versions = [versions_of(head["image"], scanners, COMMISSURE_GEOMETRY, MARKED_CORE) for head in heads]
     distances = [float(head["distance_mm"]) for head in heads]
-    return MarkedHeads(
-        jnp.asarray(np.stack(versions)), jnp.asarray(distances, jnp.float32), jnp.array(COMMISSURE_BLUR_SHARES)
-    )
+    shares = jnp.array(list(COMMISSURE_SCANNERS.values()))
+    return MarkedHeads(jnp.asarray(np.stack(versions)), jnp.asarray(distances, jnp.float32), shares)
 
 
 def train_commissures(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
