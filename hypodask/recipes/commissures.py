@@ -30,9 +30,11 @@ from hypodask.template import AC_MNI_MM, PC_MNI_MM, mni152_brain
 
 log = logging.getLogger(__name__)
 
-COMMISSURE_SCANNERS: dict[Scanner, float] = {sharp: 0.45, softer: 0.2} | {
-    partial(blurred, sd_mm=sd_mm): share
-    for sd_mm, share in {(1.2, 1.2, 1.2): 0.11, (1.27, 0, 0): 0.08, (0, 1.27, 0): 0.08, (0, 0, 1.27): 0.08}.items()
+COMMISSURE_SCANNERS: dict[Scanner, float] = {
+    sharp: 0.45,
+    softer: 0.2,
+    partial(blurred, sd_mm=(1.2, 1.2, 1.2)): 0.11,
+    **{partial(blurred, sd_mm=sd_mm): 0.08 for sd_mm in ((1.27, 0, 0), (0, 1.27, 0), (0, 0, 1.27))},
 }
 """What shows a head in an example, and in which share of them: voxels of 2 mm and slices of 3 mm among it."""
 

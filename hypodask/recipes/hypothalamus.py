@@ -68,10 +68,14 @@ FOLDS = (
 )
 """Heads that each member leaves out, whole heads, stripped and defaced ones among them."""
 
-SCANNERS: dict[Scanner, float] = {sharp: 0.45, softer: 0.15} | {
-    partial(in_slices, axis=axis, first=first): share
-    for axis, share in enumerate((0.1, 0.05, 0.05))
-    for first in (0.0, 0.5)
+SCANNERS: dict[Scanner, float] = {
+    sharp: 0.45,
+    softer: 0.15,
+    **{
+        partial(in_slices, axis=axis, first=first): share
+        for axis, share in enumerate((0.1, 0.05, 0.05))
+        for first in (0.0, 0.5)
+    },
 }
 """What shows a head in an example, and in which share of them. Slices along x blur the walls of the third ventricle,
 which is a sheet across it: they are seen twice as often."""
