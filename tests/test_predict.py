@@ -32,7 +32,6 @@ from hypodask.segmentation.predict import (
     ShippedNetwork,
     closest_ras,
     import_grid,
-    input_grid,
     mirrored_channels,
     neighbours,
 )
@@ -231,7 +230,7 @@ def test_a_network_that_outlines_nothing_is_refused():
 
 def test_a_segmentation_is_on_the_networks_grid_in_acpc_space(network, head):
     found = network.segment(head, posed(rotation(3, 4, 5)))
-    grid = input_grid(GEOMETRY)
+    grid = GEOMETRY.grid
     assert (found.grid.space, found.grid.shape, found.labels) == ("acpc", GEOMETRY.shape, HYPOTHALAMUS_SIDES)
     image = box_bright(resample(head.data, head.grid, grid, onto_from_grid=rotation(3, 4, 5)))
     np.testing.assert_array_equal(found.posteriors, network.posteriors(image))

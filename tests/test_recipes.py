@@ -29,7 +29,6 @@ from hypodask.recipes.icv import icv_agreement, stored_map, synthetic_scan
 from hypodask.recipes.versions import in_slices, sharp, softer
 from hypodask.resample import resample
 from hypodask.segmentation.border import BORDER_GEOMETRY
-from hypodask.segmentation.predict import input_grid
 from hypodask.segmentation.segmentation import Segmentation
 
 FIGURES = {
@@ -60,7 +59,7 @@ def layered():
 
 
 def test_training_grids_hold_what_the_networks_will_see():
-    stored, seen = hypothalamus_stored_grid(), input_grid(HYPOTHALAMUS_GEOMETRY)
+    stored, seen = hypothalamus_stored_grid(), HYPOTHALAMUS_GEOMETRY.grid
     assert np.empty(stored.shape)[CORE].shape == seen.shape
     np.testing.assert_allclose(stored.centre_mm, seen.centre_mm)
 
@@ -136,7 +135,7 @@ def test_volume_and_overlap_of_a_network_that_outlines_the_label_map_itself(pose
 
     class Right:
         def segment(self, scan, alignment):
-            onto = input_grid(BORDER_GEOMETRY)
+            onto = BORDER_GEOMETRY.grid
             inside = resample((labels == 2).astype(np.float32), grid, onto)
             return Segmentation(np.stack([1 - inside, inside]), onto, ICV)
 
@@ -152,7 +151,7 @@ def test_a_network_that_says_what_the_consensus_says_agrees_with_it():
     truth = np.zeros((10, *shape), np.float32)
     truth[0, 36:46, 30:50, 40:60], truth[7, 66:76, 30:50, 40:60] = 1, 1
     labels = truth[(slice(None), *CORE)]
-    right = Segmentation(np.stack([1 - labels.sum(0), *labels]), input_grid(HYPOTHALAMUS_GEOMETRY), HYPOTHALAMUS)
+    right = Segmentation(np.stack([1 - labels.sum(0), *labels]), HYPOTHALAMUS_GEOMETRY.grid, HYPOTHALAMUS)
     figures = hypothalamus.agreement(right, {"truth": truth})
     parts = figures.pop("parts_mm3")
     assert figures == pytest.approx({"dice": 1.0, "volume_mm3": 1000.0, "consensus_mm3": 1000.0})

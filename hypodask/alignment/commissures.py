@@ -19,7 +19,7 @@ from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.grid import Grid, box_grid, transform_points
+from hypodask.grid import Grid, transform_points
 from hypodask.intensity import SCALINGS
 from hypodask.network.architectures import AnyNetwork
 from hypodask.network.unet import UNetConfig, predictor
@@ -126,8 +126,9 @@ def _looks() -> Float[ndarray, "look 4 4"]:
 
 def _stack(data: ndarray, grid: Grid, acpc_from_scanner: ndarray) -> Float32[ndarray, "y z slice"]:
     """The midsagittal plane and its neighbours, scaled for the network."""
-    box = box_grid(GEOMETRY.shape, GEOMETRY.spacing_mm, GEOMETRY.centre_mm)
-    image = SCALINGS[GEOMETRY.intensity](interpolate(data, grid, box, onto_from_grid=acpc_from_scanner, order=3))
+    image = SCALINGS[GEOMETRY.intensity](
+        interpolate(data, grid, GEOMETRY.grid, onto_from_grid=acpc_from_scanner, order=3)
+    )
     return np.moveaxis(image[:: GEOMETRY.slice_step], 0, -1)
 
 
@@ -135,7 +136,7 @@ def _places_mm(
     likelihood: Float[ndarray, "n y z commissure"],
 ) -> tuple[Float[ndarray, "n commissure 3"], Float[ndarray, "n commissure"]]:
     """Place of each commissure and the share of the likelihood that lies there."""
-    box = box_grid(GEOMETRY.shape, GEOMETRY.spacing_mm, GEOMETRY.centre_mm)
+    box = GEOMETRY.grid
     pixels = np.stack(np.meshgrid(*[np.arange(n) for n in GEOMETRY.shape[1:]], indexing="ij"), axis=-1).reshape(-1, 2)
     flat = np.moveaxis(likelihood, -1, 1).reshape(len(likelihood), likelihood.shape[-1], -1)
     peak = pixels[flat.argmax(axis=-1)]

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hypodask.errors import ModelError
+from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
 from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, VoxelArchitecture, build, kind_of
 from hypodask.network.profiles import ProfileNetConfig
@@ -80,6 +81,11 @@ class InputGeometry:
             raise ModelError(f"an input needs three positive voxel sizes and three positive counts, got {self}")
         if self.slices < 1 or self.slices % 2 == 0 or self.slice_axis not in (0, 1, 2):
             raise ModelError(f"an input needs an odd number of slices across axis 0, 1 or 2, got {self}")
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels are, in AC-PC space."""
+        return box_grid(self.shape, self.spacing_mm, self.centre_mm)
 
 
 @dataclass(frozen=True)

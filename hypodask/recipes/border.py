@@ -39,7 +39,7 @@ from hypodask.segmentation.border import (
     normals_at,
     profiles,
 )
-from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
+from hypodask.segmentation.predict import ShippedNetwork, load_network
 from hypodask.segmentation.synth import SINUS, Heads, Whole, stacked, whole
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ FEET_JITTER = 12 / CONTEXT_SCALE_MM
 """Standard deviation of the feet that are told: which part of the skull a normal is in helps, but where a skull usually
 is must not be told, or the border would be guessed again."""
 
-GRID = input_grid(BORDER_GEOMETRY)
+GRID = BORDER_GEOMETRY.grid
 
 
 class Examples(NamedTuple):

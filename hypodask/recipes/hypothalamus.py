@@ -29,7 +29,7 @@ from hypodask.resample import resample
 from hypodask.scan import read_scan
 from hypodask.segmentation.growth import growth_field, halved, halved_grid, third_ventricle
 from hypodask.segmentation.keras_import import import_hypothalamus_seg
-from hypodask.segmentation.predict import ShippedNetwork, input_grid, mirrored_channels
+from hypodask.segmentation.predict import ShippedNetwork, mirrored_channels
 from hypodask.segmentation.segmentation import Segmentation
 from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Growth, Head, Task, train
@@ -142,7 +142,7 @@ def outlined_task(
     return Task(
         jax.jit(make),
         stored,
-        input_grid(geometry),
+        geometry.grid,
         geometry,
         variation,
         mirror=lambda truth: truth[..., exchanged],

@@ -27,7 +27,7 @@ from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation.border import BORDER_GEOMETRY
 from hypodask.segmentation.losses import cross_entropy
-from hypodask.segmentation.predict import Network, ShippedNetwork, input_grid
+from hypodask.segmentation.predict import Network, ShippedNetwork
 from hypodask.segmentation.synth import HeadMap, cavity, contrast, head_map, stacked, tissue_numbers, volume_drawer
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
     """
     folder, run = made(work / "icv"), made(work / "icv-all")
     maps, held_out = learnt_and_left_out(data, folder, leave_out)
-    drawn = volume_drawer(stacked(maps), input_grid(BORDER_GEOMETRY), ICV_VARIATION, BATCH)
+    drawn = volume_drawer(stacked(maps), BORDER_GEOMETRY.grid, ICV_VARIATION, BATCH)
     start, origin = None, None
     if initial:
         (start, *_), origin = load_weights(initial)
@@ -90,7 +90,7 @@ def stored_map(path: Path, folder: Path) -> HeadMap:
     if not kept.exists():
         labels, grid = read_labels(path)
         pose = map_pose(labels, grid).acpc_from_scanner
-        np.savez_compressed(kept, **head_map(labels, grid, pose, input_grid(BORDER_GEOMETRY))._asdict())
+        np.savez_compressed(kept, **head_map(labels, grid, pose, BORDER_GEOMETRY.grid)._asdict())
     return HeadMap(**np.load(kept))
 
 

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from hypodask.alignment.pose import Alignment
 from hypodask.errors import ModelError
-from hypodask.grid import Grid, box_grid, transform_points
+from hypodask.grid import Grid, transform_points
 from hypodask.intensity import SCALINGS, intensity_window, windowed
 from hypodask.labels import Hemisphere, Label, LabelTable
 from hypodask.network.architectures import AnyNetwork
@@ -156,7 +156,7 @@ class ShippedNetwork:
 
     def image_of(self, scan: Scan, alignment: Alignment) -> Float[ndarray, "x y z"]:
         """What the network looks at: the scan resampled once onto the network's grid, and scaled."""
-        grid = input_grid(self.card.geometry)
+        grid = self.card.geometry.grid
         fine = max(grid.spacing_mm) < FINE_MM
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
         return SCALINGS[self.card.geometry.intensity](image)
@@ -168,13 +168,13 @@ class ShippedNetwork:
         """
         if sketch:
             posteriors = self._predictors[0](neighbours(jnp.asarray(image), self.card.geometry))
-            return Segmentation(_channels_first(posteriors), input_grid(self.card.geometry), self.labels)
+            return Segmentation(_channels_first(posteriors), self.card.geometry.grid, self.labels)
         total, wholes = np.zeros((1 + len(self.labels), *image.shape), np.float32), []
         for of_member in self.member_posteriors(image):
             total += of_member
             wholes.append((1 - of_member[0]).astype(np.float16))
         member_wholes = np.stack(wholes) if len(wholes) > 1 else None
-        return Segmentation(total / len(wholes), input_grid(self.card.geometry), self.labels, member_wholes)
+        return Segmentation(total / len(wholes), self.card.geometry.grid, self.labels, member_wholes)
 
     def posteriors(self, image: Float[ndarray, "x y z"]) -> Float[ndarray, "channel x y z"]:
         """Posteriors of a scaled image on the network's grid, averaged over it, its mirror image and all members."""
@@ -263,11 +263,6 @@ def _check_geometry(path: Path, geometry: InputGeometry) -> None:
             f"{path} wants slices across axis {geometry.slice_axis} around x = {geometry.centre_mm[0]:g} mm; needed "
             "are coronal ones (axis 1) around the midline, where a head can be mirrored: train it on such"
         )
-
-
-def input_grid(geometry: InputGeometry) -> Grid:
-    """The grid that a network looks at, in AC-PC space."""
-    return box_grid(geometry.shape, geometry.spacing_mm, geometry.centre_mm)
 
 
 def neighbours(image: Float[Array, "x y z"], geometry: InputGeometry) -> Float[Array, "y x z slice"]:

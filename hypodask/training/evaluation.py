@@ -12,7 +12,7 @@ from hypodask.errors import SegmentationError
 from hypodask.labels import LabelTable
 from hypodask.recipes.hypothalamus import CORE, scaled
 from hypodask.segmentation import Segmentation
-from hypodask.segmentation.predict import ShippedNetwork, input_grid, load_network
+from hypodask.segmentation.predict import ShippedNetwork, load_network
 from hypodask.training.preparation import Prepared, load_head
 from hypodask.volumes import measure
 
@@ -38,7 +38,7 @@ def examine(examination: Examination) -> list[dict[str, object]]:
     network = load_network(examination.weights)
     assert isinstance(network, ShippedNetwork)  # noqa: S101 - weights that this package wrote
     head, table = load_head(examination.prepared.path), network.labels
-    drawn = Segmentation(_with_background(head["truth"]), input_grid(network.card.geometry), table).label_map
+    drawn = Segmentation(_with_background(head["truth"]), network.card.geometry.grid, table).label_map
     found, volumes_mm3 = _found(network, head["image"])
     spacing_mm = network.card.geometry.spacing_mm
     as_drawn = dict(zip(table.structures, examination.prepared.volumes_mm3, strict=True))

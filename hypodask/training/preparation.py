@@ -22,7 +22,6 @@ from hypodask.planning import input_stamp
 from hypodask.recipes.hypothalamus import CORE, hypothalamus_stored_grid
 from hypodask.resample import resample
 from hypodask.scan import read_scan
-from hypodask.segmentation.predict import input_grid
 from hypodask.training.outlines import check_grid, check_inside, check_sides, read_outline, soft_labels
 from hypodask.training.pairs import Pair
 from hypodask.transforms import load_transform
@@ -79,7 +78,7 @@ def _made(pair: Pair, table: LabelTable, geometry: InputGeometry) -> dict[str, n
     check_sides(outline, acpc_from_outline)
     grid = hypothalamus_stored_grid(geometry)
     truth = soft_labels(outline, grid, acpc_from_outline)
-    check_inside(outline, truth[(slice(None), *CORE)], input_grid(geometry), acpc_from_outline)
+    check_inside(outline, truth[(slice(None), *CORE)], geometry.grid, acpc_from_outline)
     image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3)
     return {
         "image": image,
