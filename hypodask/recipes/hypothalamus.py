@@ -279,7 +279,10 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
         HYPOTHALAMUS, HYPOTHALAMUS_NETWORK, HYPOTHALAMUS_GEOMETRY, training_data, summary(figures, measured_on)
     )
     changes = (
-        "0.4.0: every head was left out once; slices of 3 mm as scans have them; contrasts and noise vary further",
+        (
+            "0.4.0: every head was left out by one member, and one whose consensus is unsure by all; slices of 3 mm as "
+            "scans have them; contrasts and noise vary further"
+        ),
         "0.3.0: cross-entropy alone; half to twice the hypothalamus; variation of any strength",
         "0.2.0: subunits, sharper soft labels, heads that shrink and grow, the networks of all folds together",
     )

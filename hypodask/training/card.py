@@ -49,7 +49,7 @@ def data_of(config: TrainingConfig, start: Start, subjects: int, scans: int) -> 
             f"{scans} T1-weighted scans of {subjects} participants with outlines by protocol {config.data.protocol}",
             f"({source}).",
             *([config.data.description.rstrip(".") + "."] if config.data.description else []),
-            f"Varied in pose, shape, local size, contrast, bias, noise and blur; at most {schedule.steps} steps of",
+            f"Varied in pose, shape, local size, contrast, bias, noise, blur and thick slices; at most {schedule.steps} steps of",
             f"{schedule.heads * schedule.slices} slices, seed {schedule.seed}, {schedule.precision};",
             f"started from {start.name or 'random weights'}.",
         ]
