@@ -49,8 +49,9 @@ def data_of(config: TrainingConfig, start: Start, subjects: int, scans: int) -> 
             f"{scans} T1-weighted scans of {subjects} participants with outlines by protocol {config.data.protocol}",
             f"({source}).",
             *([config.data.description.rstrip(".") + "."] if config.data.description else []),
-            f"Varied in pose, shape, local size, contrast, bias, noise, blur and thick slices; at most {schedule.steps} steps of",
-            f"{schedule.heads * schedule.slices} slices, seed {schedule.seed}, {schedule.precision};",
+            "Varied in pose, shape, local size, contrast, bias, noise, blur and thick slices; at most",
+            f"{schedule.steps} steps of {schedule.heads * schedule.slices} slices, seed {schedule.seed},",
+            f"{schedule.precision};",
             f"started from {start.name or 'random weights'}.",
         ]
     )
