@@ -3,7 +3,7 @@
 ::
 
     pip install antspyx SimpleITK torch
-    python -m benchmarks.chain DATA OUT [--rounds 3] [--scans 3]
+    python -m benchmarks.chain DATA OUT [--rounds 3] [--scans 3] [--only networks whole-scans]
 
 DATA is the folder of validation scans (``scans/``, ``template/``, ``landmarks/``). Both do the same on one core, one
 after the other on every scan, in rounds: read the file, find the AC-PC pose, resample, run the shipped networks with
@@ -208,6 +208,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return by_scan.groupby("stage", sort=False).median().round(2).reset_index()
 
 
+PARTS = {"networks": networks, "whole-scans": whole_scans}
+
+
 def main() -> None:
     """Time both, and compare what the networks say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,12 +218,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scans", type=int, default=3, help="only the first so many whole heads")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     chain, paths = Chain(options.data), sorted((options.data / "scans").iterdir())[: options.scans]
     rows: list[dict[str, object]] = []
-    for part in (networks, whole_scans):
-        for row in part(chain, paths, options.rounds):
+    for part in options.only:
+        for row in PARTS[part](chain, paths, options.rounds):
             rows.append(row)
             pd.DataFrame(rows).to_csv(options.out / "chain.tsv", sep="\t", index=False)
     summary = summarize(pd.DataFrame(rows))

@@ -15,8 +15,9 @@ from numpy import ndarray
 from hypodask.network.unet import UNet, fold_batch_norm
 from hypodask.network.volume_unet import VolumeUNet
 
-AT_ONCE = 4
-"""Slices that go through together: 1.6 s for a member and its mirror image on one core, as with 1 or 10."""
+AT_ONCE = 25
+"""Slices that go through together: a member takes 0.22 s of one core for 50 slices, with 1 at once 0.28, with 4 0.23,
+with 50 0.25 s."""
 
 
 def installed() -> bool:
