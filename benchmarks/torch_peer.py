@@ -38,31 +38,17 @@ def slice_predictor(model: UNet) -> Callable[[ndarray], ndarray]:
     from torch.nn import functional
 
     folded = fold_batch_norm(model)
-    weights = {id(conv): _weights(conv) for _, conv in nnx.iter_modules(folded) if isinstance(conv, nnx.Conv)}
+    weights = _weights(folded)
 
-    def convolved(features: Any, conv: Any) -> Any:
+    def convolved(features: Any, conv: nnx.Conv) -> Any:
         kernel, bias = weights[id(conv)]
         return functional.conv2d(features, kernel, bias, padding=kernel.shape[-1] // 2)
-
-    def level(features: Any, two: Any) -> Any:
-        for one in (two.first, two.second):
-            features = functional.relu(convolved(features, one.conv), inplace=True)
-        return features
-
-    def few(slices: Any) -> Any:
-        features, skips = slices, []
-        for depth, down in enumerate(folded.down):
-            features = level(functional.max_pool2d(features, 2) if depth else features, down)
-            skips.append(features)
-        for narrow, up, skip in zip(folded.narrow, folded.up, skips[-2::-1], strict=True):
-            doubled = functional.interpolate(convolved(features, narrow), scale_factor=2)
-            features = level(torch.cat([skip, doubled], dim=1), up)
-        return convolved(features, folded.classify).softmax(dim=1)
 
     def predict(slices: ndarray) -> ndarray:
         with torch.inference_mode():
             batches = _channels_second(slices).to(memory_format=torch.channels_last).split(AT_ONCE)
-            return torch.cat([few(batch) for batch in batches]).permute(0, 2, 3, 1).numpy()
+            answers = [_logits(folded, batch, convolved, functional.max_pool2d).softmax(dim=1) for batch in batches]
+            return torch.cat(answers).permute(0, 2, 3, 1).numpy()
 
     return predict
 
@@ -74,38 +60,53 @@ def volume_predictor(model: VolumeUNet) -> Callable[[ndarray], ndarray]:
 
     folded = fold_batch_norm(model)
     side, backgrounds = folded.config.space_to_depth, folded.config.backgrounds
-    weights = {id(conv): _weights(conv) for _, conv in nnx.iter_modules(folded) if isinstance(conv, nnx.Conv)}
+    weights = _weights(folded)
 
-    def convolved(features: Any, conv: Any) -> Any:
+    def convolved(features: Any, conv: nnx.Conv) -> Any:
         kernel, bias = weights[id(conv)]
         # Slices before, here and behind are joined as channels: they are the planes of a kernel over 3 x 3 x 3.
         planes = torch.stack(kernel.split(features.shape[1], dim=1), dim=2)
         return functional.conv3d(features, planes, bias, padding=tuple(size // 2 for size in planes.shape[2:]))
 
-    def level(features: Any, two: Any) -> Any:
-        for one in (two.first, two.second):
-            features = functional.relu(convolved(features, one.conv), inplace=True)
-        return features
-
     def predict(volume: ndarray) -> ndarray:
         with torch.inference_mode():
-            features, skips = _cubes(_channels_second(volume[None]), side), []
-            for depth, down in enumerate(folded.down):
-                features = level(functional.max_pool3d(features, 2) if depth else features, down)
-                skips.append(features)
-            for narrow, up, skip in zip(folded.narrow, folded.up, skips[-2::-1], strict=True):
-                doubled = functional.interpolate(convolved(features, narrow), scale_factor=2)
-                features = level(torch.cat([skip, doubled], dim=1), up)
-            logits = convolved(features, folded.classify).unflatten(1, (side**3, -1))
-            classes = logits.softmax(dim=2)
+            cubes = _cubes(_channels_second(volume[None]), side)
+            logits = _logits(folded, cubes, convolved, functional.max_pool3d)
+            classes = logits.unflatten(1, (side**3, -1)).softmax(dim=2)
             together = classes[:, :, :backgrounds].sum(dim=2, keepdim=True)
             return _voxels(torch.cat([together, classes[:, :, backgrounds:]], dim=2), side)
 
     return predict
 
 
-def _weights(conv: nnx.Conv) -> tuple[Any, Any]:
-    """Kernel (out, in, h, w) and bias of a convolution."""
+def _logits(
+    folded: UNet | VolumeUNet, features: Any, convolved: Callable[[Any, Any], Any], pool: Callable[[Any, int], Any]
+) -> Any:
+    """The way down and up, which is the same in two and three dimensions."""
+    import torch
+    from torch.nn import functional
+
+    def level(features: Any, two: Any) -> Any:
+        for one in (two.first, two.second):
+            features = functional.relu(convolved(features, one.conv), inplace=True)
+        return features
+
+    skips: list[Any] = []
+    for depth, down in enumerate(folded.down):
+        features = level(pool(features, 2) if depth else features, down)
+        skips.append(features)
+    for narrow, up, skip in zip(folded.narrow, folded.up, skips[-2::-1], strict=True):
+        doubled = functional.interpolate(convolved(features, narrow), scale_factor=2)
+        features = level(torch.cat([skip, doubled], dim=1), up)
+    return convolved(features, folded.classify)
+
+
+def _weights(model: nnx.Module) -> dict[int, tuple[Any, Any]]:
+    """Kernel (out, in, h, w) and bias of every convolution, by its identity."""
+    return {id(conv): _of_conv(conv) for _, conv in nnx.iter_modules(model) if isinstance(conv, nnx.Conv)}
+
+
+def _of_conv(conv: nnx.Conv) -> tuple[Any, Any]:
     import torch
 
     assert conv.bias is not None
