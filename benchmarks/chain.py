@@ -36,13 +36,14 @@ from numpy import ndarray
 
 import hypodask
 from benchmarks import ants_peer, torch_peer
-from benchmarks.posing import COLIN, MNI
+from benchmarks.posing import COLIN
 from benchmarks.scoring import Clock, markdown
 from hypodask.grid import Grid
 from hypodask.intensity import SCALINGS
 from hypodask.pipeline import load_models
 from hypodask.segmentation.border import BorderedNetwork
 from hypodask.segmentation.predict import FINE_MM, ShippedNetwork, mirrored_channels, neighbours
+from hypodask.transforms import LPS
 
 OURS, CHAIN = "hypodask", "antspyx + SimpleITK + PyTorch"
 WHOLE = "whole scan"
@@ -50,8 +51,6 @@ INFERENCE, CAVITY = "network of the hypothalamus, alone", "network of the cavity
 
 ALIKE = 0.01
 """Posteriors of both, at most so far apart: they differ in the order of sums only."""
-
-LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Chain:
@@ -70,8 +69,8 @@ class Chain:
     def process(self, path: Path, out: Path, seconds: dict[str, float]) -> None:
         """One scan, from file to files, with the seconds of every stage."""
         scan = _timed(seconds, "read", lambda: _read(path))
-        other = COLIN if path.name.startswith("tpl") else MNI
-        pose = _timed(seconds, "align", lambda: ants_peer.find_commissures(scan, self.data, other, 0)[2])
+        # As a pose of Colin27 is: registered to MNI152 2009c, which is none of the scans.
+        pose = _timed(seconds, "align", lambda: ants_peer.find_commissures(scan, self.data, COLIN, 0)[2])
         image = _itk(scan.data, scan.grid)
         for network, run in ((self.hypothalamus, self.outlined), (self.cavity, self.filled)):
             seen = _timed(seconds, "resample", partial(self.resampled, image, network, pose))
@@ -133,7 +132,7 @@ def _frame(grid: Grid) -> Any:
     """An empty image where a grid is, in ITK's axes."""
     import SimpleITK
 
-    matrix = LPS_FROM_RAS @ grid.space_from_vox
+    matrix = LPS @ grid.space_from_vox
     frame = SimpleITK.Image(grid.shape, SimpleITK.sitkUInt8)
     frame.SetSpacing(grid.spacing_mm)
     frame.SetOrigin(matrix[:3, 3].tolist())

@@ -4,7 +4,6 @@
 for volumes has the three-dimensional convolutions that its two-dimensional ones stand for.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +17,6 @@ from hypodask.network.volume_unet import VolumeUNet
 AT_ONCE = 25
 """Slices that go through together: a member takes 0.22 s of one core for 50 slices, with 1 at once 0.28, with 4 0.23,
 with 50 0.25 s."""
-
-
-def installed() -> bool:
-    """Whether PyTorch is there."""
-    return importlib.util.find_spec("torch") is not None
 
 
 def one_thread() -> None:
