@@ -200,6 +200,16 @@ def test_a_network_for_volumes_outlines_the_whole_image_at_once():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_a_network_for_volumes_answers_for_both_sides_of_the_mirror():
+    config = VolumeUNetConfig(out_channels=3, widths=(4, 8), space_to_depth=1)
+    card = replace(CARD, architecture=config, geometry=replace(GEOMETRY, slices=1), members=1)
+    network = ShippedNetwork((build(config, rngs=nnx.Rngs(0)),), card, "")
+    image = np.random.default_rng(1).random(GEOMETRY.shape, np.float32)
+    sketches = [network.outlined(side, sketch=True).posteriors for side in (image, image[::-1])]
+    wanted = (sketches[0] + sketches[1][[0, 2, 1], ::-1]) / 2
+    np.testing.assert_allclose(network.posteriors(image), wanted, atol=1e-6)
+
+
 def test_members_share_one_compiled_program(ensemble):
     image = np.zeros(GEOMETRY.shape, np.float32)
     next(ensemble.member_posteriors(image))

@@ -9,10 +9,12 @@ from flax import nnx
 
 from hypodask.network import unet
 from hypodask.network.unet import (
+    RunConv,
     UNet,
     UNetConfig,
     depth_to_space,
     fold_batch_norm,
+    in_runs,
     parameter_count,
     predictor,
     space_to_depth,
@@ -78,11 +80,30 @@ def test_the_number_of_slices_at_once_changes_nothing(slices, slices_at_once):
     np.testing.assert_allclose(together, predictor(model)(slices), atol=1e-6)
 
 
-@pytest.mark.parametrize(("backend", "together"), [("cpu", 4), ("gpu", 5)])
-def test_a_gpu_takes_all_slices_together_and_a_cpu_few(slices, monkeypatch, backend, together):
+@pytest.mark.parametrize(
+    ("backend", "exchanged", "together"), [("cpu", None, 4), ("cpu", (0, 1), 2), ("gpu", None, 5), ("gpu", (0, 1), 5)]
+)
+def test_a_gpu_takes_all_slices_together_and_a_cpu_few(slices, monkeypatch, backend, exchanged, together):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(unet, "_answers", lambda graph, answer, together, state, slices: together)
-    assert predictor(UNet(SMALL, rngs=nnx.Rngs(0)))(slices) == together
+    monkeypatch.setattr(unet, "_answers", lambda graph, answer, exchanged, together, state, slices: together)
+    assert predictor(UNet(SMALL, rngs=nnx.Rngs(0)), exchanged=exchanged)(slices) == together
+
+
+def test_answers_are_averaged_over_a_slice_and_its_mirror_image(slices):
+    model = trained(UNetConfig(3, 3, widths=(4, 8, 16)))
+    plain = predictor(model)
+    expected = (plain(slices) + plain(slices[:, ::-1])[:, ::-1][..., jnp.array([0, 2, 1])]) / 2
+    np.testing.assert_allclose(predictor(model, exchanged=(0, 2, 1))(slices), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (8, 8, 16), (12, 12, 12, 16), (16, 20), (24, 32)])
+def test_convolutions_that_make_runs_of_pixels_do_not_change_the_network(widths):
+    model = fold_batch_norm(trained(UNetConfig(3, 2, widths=widths)))
+    slices = jax.random.normal(jax.random.key(0), (2, 8, 24, 3))
+    fast = in_runs(model)
+    np.testing.assert_allclose(fast(slices), model(slices), atol=1e-4)
+    wide = [level.first for level in (model.down[0], fast.down[0])]
+    assert [type(part.conv) for part in wide] == [nnx.Conv, RunConv if widths[0] <= 16 else nnx.Conv]
 
 
 def test_later_training_does_not_change_a_predictor(slices):

@@ -161,6 +161,49 @@ class ConvNorm(nnx.Module):
         return self.activation(features)
 
 
+class RunConv(nnx.Module):
+    """A 3 x 3 convolution that makes runs of neighbouring pixels of a row at once: the same function of its input.
+
+    On a CPU a convolution is a product of matrices, of what each pixel sees and the kernel. A kernel of few channels
+    leaves it half idle: 16 to 16 channels run at 47 GFLOP/s where 32 to 32 run at 85, and 5 to 16 at 16, which spend
+    their time on gathering. Here one row of the product sees a run of pixels and their neighbours, and makes all of
+    them: fewer and longer rows, at the cost of zeros in the kernel.
+    """
+
+    def __init__(self, conv: nnx.Conv, run: int) -> None:
+        inputs, outputs = conv.in_features, conv.out_features
+        kernel = jnp.zeros((3, 2 + run, inputs, run, outputs), _array(conv.kernel).dtype)
+        for pixel in range(run):
+            kernel = kernel.at[:, pixel : pixel + 3, :, pixel].set(_array(conv.kernel))
+        self.runs = nnx.Conv(
+            inputs, run * outputs, (3, 2 + run), strides=(1, run), padding=((1, 1), (1, 1)), rngs=nnx.Rngs(0)
+        )
+        self.runs.kernel.set_value(kernel.reshape(3, 2 + run, inputs, run * outputs))
+        cast(nnx.Param[Array], self.runs.bias).set_value(jnp.tile(_array(conv.bias), run))
+
+    def __call__(self, features: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
+        return self.runs(features).reshape(*features.shape[:3], -1)
+
+
+def in_runs(folded: "UNet") -> "UNet":
+    """The same network for a CPU: its convolutions of few channels, if any, make runs of pixels at once."""
+    network = nnx.clone(folded)
+    for level in (network.down[0], network.up[-1]):
+        for part in (level.first, level.second):
+            # Rows of pixels halve evenly at every level; these have not been halved yet.
+            run = math.gcd(run_length(part.conv), 2 ** len(network.narrow))
+            if run > 1:
+                cast(Any, part).conv = RunConv(part.conv, run)
+    return network
+
+
+def run_length(conv: nnx.Conv) -> int:
+    """How many pixels are best made at once; 1 to 8 were measured, for 5, 16 and 32 channels in, 16 and 32 out."""
+    if conv.out_features > 16 or conv.in_features > 16:
+        return 1
+    return 4 if conv.in_features <= 8 else 2
+
+
 def _level(inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Level:
     made = partial(conv_norm, batch_norm=config.batch_norm, activation=_ACTIVATIONS[config.activation], rngs=rngs)
     return Level(made(inputs, outputs), made(outputs, outputs))
@@ -191,6 +234,7 @@ def predictor(
     *,
     slices_at_once: int | None = None,
     answer: Callable[[Float[Array, "h w class_"]], Float[Array, "..."]] = class_probabilities,
+    exchanged: tuple[int, ...] | None = None,
 ) -> Callable[[Float[Array, "n h w channel"]], Float[Array, "n ..."]]:
     """Compile a function from slices to class probabilities, or to another answer.
 
@@ -205,6 +249,9 @@ def predictor(
         Slices that go through together; by default few on a CPU and many on a GPU.
     answer : callable
         What is made of one slice's logits.
+    exchanged : tuple of int, optional
+        For each class, its counterpart on the other side of the head: then answers, one for each pixel and class, are
+        averaged over every slice and its mirror image along the first axis.
 
     Returns
     -------
@@ -219,31 +266,49 @@ def predictor(
     >>> predictor(model)(jnp.ones((6, 8, 8, 1))).shape
     (6, 8, 8, 3)
     """
-    graph, state = nnx.split(fold_batch_norm(model))
-    config = cast(Any, model).config
-    together = slices_at_once or (SLICES_AT_ONCE if jax.default_backend() == "cpu" else ON_GPU)
+    config, on_cpu = cast(Any, model).config, jax.default_backend() == "cpu"
+    folded = fold_batch_norm(model)
+    graph, state = nnx.split(in_runs(folded) if on_cpu and isinstance(folded, UNet) else folded)
+    together = slices_at_once or (SLICES_AT_ONCE if on_cpu else ON_GPU) // (2 if exchanged else 1)
 
     def predict(slices: Float[Array, "n h w channel"]) -> Float[Array, "n ..."]:
         check_slices(slices, config.in_channels, config.size_multiple)
-        return jnp.asarray(_answers(graph, answer, min(together, len(slices)), state, slices))
+        return jnp.asarray(_answers(graph, answer, exchanged, min(together, len(slices)), state, slices))
 
     return predict
 
 
-@partial(jax.jit, static_argnames=("graph", "answer", "slices_at_once"))
+@partial(jax.jit, static_argnames=("graph", "answer", "exchanged", "slices_at_once"))
 def _answers(
     graph: Any,
     answer: Callable[[Float[Array, "h w class_"]], Float[Array, "..."]],
+    exchanged: tuple[int, ...] | None,
     slices_at_once: int,
     state: Any,
     slices: Float[Array, "n h w channel"],
 ) -> Float[Array, "n ..."]:
     """The weights are an argument, not constants: one program serves every model of an architecture."""
+    network = nnx.merge(graph, state)
 
     def of_slice(one: Float[Array, "h w channel"]) -> Float[Array, "..."]:
-        return answer(nnx.merge(graph, state)(one[None])[0])
+        return answer(network(one[None])[0])
 
-    return jnp.asarray(jax.lax.map(of_slice, slices, batch_size=slices_at_once))
+    def of_both(one: Float[Array, "h w channel"]) -> Float[Array, "h w class_"]:
+        here, there = network(jnp.stack([one, one[::-1]]))
+        return mean_of_both(answer(here), answer(there), exchanged or ())
+
+    return jnp.asarray(jax.lax.map(of_both if exchanged else of_slice, slices, batch_size=slices_at_once))
+
+
+def mean_of_both(
+    here: Float[Array, "*n h w class_"], there: Float[Array, "*n h w class_"], exchanged: tuple[int, ...]
+) -> Float[Array, "*n h w class_"]:
+    """Mean of what is said of an image and of its mirror image, whose sides are exchanged.
+
+    >>> mean_of_both(jnp.zeros((2, 1, 3)), jnp.arange(6.0).reshape(2, 1, 3), (0, 2, 1)).tolist()
+    [[[1.5, 2.5, 2.0]], [[0.0, 1.0, 0.5]]]
+    """
+    return (here + jnp.flip(there, axis=-3)[..., jnp.array(exchanged)]) / 2
 
 
 def fold_batch_norm(model: Network) -> Network:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hypodask.network.unet import ConvNorm, check_counts, conv_norm, fold_batch_norm
+from hypodask.network.unet import ConvNorm, check_counts, conv_norm, fold_batch_norm, mean_of_both
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ class _Level(nnx.Module):
         return features
 
 
-def volume_predictor(model: VolumeUNet) -> Callable[[Float[Array, "y x z channel"]], Float[Array, "y x z class_"]]:
+def volume_predictor(
+    model: VolumeUNet, *, exchanged: tuple[int, ...] | None = None
+) -> Callable[[Float[Array, "y x z channel"]], Float[Array, "y x z class_"]]:
     """Compile a function from a volume to class probabilities, as :func:`hypodask.network.unet.predictor` from slices.
 
     Examples
@@ -165,7 +167,10 @@ def volume_predictor(model: VolumeUNet) -> Callable[[Float[Array, "y x z channel
     >>> volume_predictor(model)(jnp.zeros((8, 4, 12, 1))).shape
     (8, 4, 12, 2)
     """
-    return partial(_probabilities, *nnx.split(fold_batch_norm(model)))
+    predict = partial(_probabilities, *nnx.split(fold_batch_norm(model)))
+    if exchanged is None:
+        return predict
+    return lambda volume: mean_of_both(predict(volume), predict(volume[:, ::-1]), exchanged)
 
 
 @partial(jax.jit, static_argnames="graph")
