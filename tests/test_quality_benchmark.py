@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.intervals import erring, heads_left_out
 from benchmarks.planting import FAILURES, UNDISTURBED, Subject
-from benchmarks.quality import area_under_curve, beyond_quartiles, ranges_of
+from benchmarks.quality import area_under_curve, beyond_quartiles, ranges_of, sound_runs
 
 GRID = box_grid((60, 70, 64), (3.0, 3.0, 3.0), (0.0, -16.0, 0.0)).moved(np.eye(4), "scanner")
 
@@ -99,6 +99,15 @@ def test_ranges_hold_every_scan():
     ranges = ranges_of(pd.DataFrame({"sides": values}))
     assert ranges["sides"].low <= values.min() + 0.01  # rounded
     assert ranges["sides"].high >= values.max() - 0.01
+
+
+def test_how_sure_the_networks_are_of_heads_that_they_know_does_not_count():
+    columns = {"failure": UNDISTURBED, "refused": "", "flagged": 0, "noise": 0.02}
+    table = pd.DataFrame({"head": ["colin27_ch2", "phantom-1", "phantom-2"], "member_spread": [0.001, 0.02, 0.03]})
+    sound = sound_runs(table.assign(**columns))
+    assert sound["member_spread"].tolist() == pytest.approx([np.nan, 0.02, 0.03], nan_ok=True)
+    assert sound["noise"].tolist() == [0.02] * 3
+    assert table["member_spread"].notna().all()
 
 
 def test_the_rule_on_volumes_counts_interquartile_ranges_beyond_the_quartiles():
