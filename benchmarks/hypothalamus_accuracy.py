@@ -4,10 +4,10 @@
 
     python benchmarks/hypothalamus_accuracy.py DATA OUT --folds WORK [--only overlap repeat shrink hard visits pictures]
 
-DATA is the folder of validation scans (``scans/``, ``scans_stripped/``, ``scans_thick/``, ``template/``, ``models/``).
-WORK is where ``python -m hypodask.recipes hypothalamus`` kept each head's consensus and its runs with heads left out:
-each head is then measured with the network that did not learn from it. Without ``--folds`` one network measures all
-heads, and the column ``held_out`` says which of them it may have learnt from.
+DATA is the folder of validation scans (``scans/``, ``scans_stripped/``, ``scans_thick/``, ``scans_2mm/``,
+``template/``, ``models/``). WORK is where ``python -m hypodask.recipes hypothalamus`` kept each head's consensus and
+its runs with heads left out: each head is then measured with the network that did not learn from it. Without
+``--folds`` one network measures all heads, and the column ``held_out`` says which of them it may have learnt from.
 
 Each part writes ``OUT/<part>.tsv`` with a row for every measurement, after every head, and ``OUT/<part>_summary.tsv``;
 all summaries are in ``OUT/summary.md``. One process and one core: start several with other heads or parts, each with
@@ -28,7 +28,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import pandas as pd
 
 from benchmarks.hypothalamus_hard import run_hard, summarize_hard
-from benchmarks.hypothalamus_heads import LEARNT, OTHERS, Effort, RealHead, Study
+from benchmarks.hypothalamus_heads import COARSE, LEARNT, OTHERS, Effort, RealHead, Study
 from benchmarks.hypothalamus_overlap import run_overlap, summarize_overlap
 from benchmarks.hypothalamus_pictures import run_pictures
 from benchmarks.hypothalamus_repeat import VISITS, run_repeat, run_visit, summarize_repeat, summarize_visits
@@ -61,7 +61,7 @@ def parts(out: Path) -> dict[str, Part]:
         "overlap": Part(
             run_overlap,
             summarize_overlap,
-            LEARNT + OTHERS,
+            LEARNT + OTHERS + COARSE,
             0,
             "Against the consensus of 24 runs of the published network (pseudo-labels, not manual outlines), on its "
             "grid of 0.5 mm and in its pose.",

@@ -34,6 +34,9 @@ LEARNT = ("scans/*", "scans_stripped/*")
 OTHERS = ("scans_thick/*.nii.gz", "template/*.nii.gz")
 """Heads that no network learnt from."""
 
+COARSE = ("scans_2mm/*.nii.gz",)
+"""As many of these as time allows: a consensus takes two minutes, and the published network is unsure of most."""
+
 WHOLE = "hypothalamus"
 
 ALL_OF_IT, KNOWN_POSE, PUBLISHED = "hypodask", "network in a known pose", "published network"

@@ -71,9 +71,9 @@ def _percent(found: float, wanted: float) -> float:
 
 
 def summarize_overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """By method, over the heads of the recipe and over the others."""
+    """By method, over the heads of the recipe and over the others, folder by folder."""
     learnt = table["folder"].isin([pattern.split("/")[0] for pattern in LEARNT])
-    groups = table.groupby([np.where(learnt, "heads of the recipe", "others"), "method"], sort=False)
+    groups = table.groupby([table["folder"].mask(learnt, "heads of the recipe"), "method"], sort=False)
     return pd.DataFrame([{"heads": heads, "method": method, **_line(group)} for (heads, method), group in groups])
 
 

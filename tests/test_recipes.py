@@ -7,15 +7,11 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
-from flax import nnx
 from scipy import ndimage
 
 from hypodask.alignment import Alignment
 from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS, ICV
-from hypodask.network.architectures import build
-from hypodask.network.unet import UNetConfig
-from hypodask.network.weights import load_weights
 from hypodask.recipes import __main__ as command_line
 from hypodask.recipes import commissures, hypothalamus, icv
 from hypodask.recipes.__main__ import main
@@ -109,49 +105,6 @@ def test_shares_of_the_scanners_that_show_a_head_add_up(scanners):
 def test_every_head_is_left_out_by_one_fold():
     left_out = [name for fold in hypothalamus.FOLDS for name in fold]
     assert len(left_out) == len(set(left_out)) == 9
-
-
-def test_shipped_networks_learn_from_all_heads_and_are_calibrated_and_measured_by_networks_of_folds(
-    monkeypatch, tmp_path
-):
-    truth = np.zeros((10, *hypothalamus_stored_grid().shape), np.float16)
-    for part in range(10):
-        truth[part, 40 + 3 * part : 43 + 3 * part, 30:50, 40:60] = 1
-    folds = (("a", "b"), ("c",))
-    for name in "abc":
-        path = tmp_path / "scans" / f"{name}.nii.gz"
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    for name in ("scans_stripped", "models"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "models" / "published.h5").touch()
-    head = {"image": np.full(truth.shape[1:], 400.0, np.float32), "truth": truth}
-    learnt = []
-
-    def train(task, config, schedule, *, checkpoint):
-        learnt.append((len(task), schedule.seed, checkpoint.name))
-        return build(config, rngs=nnx.Rngs(schedule.seed))
-
-    monkeypatch.setattr(hypothalamus, "FOLDS", folds)
-    monkeypatch.setattr(hypothalamus, "HYPOTHALAMUS_NETWORK", UNetConfig(5, 11, widths=(4, 8)))
-    monkeypatch.setattr(hypothalamus, "hypothalamus_head", lambda path, weights, folder: head)
-    monkeypatch.setattr(hypothalamus, "hypothalamus_task", list)
-    monkeypatch.setattr(hypothalamus, "train", train)
-    monkeypatch.setattr(hypothalamus, "fitted_offset", lambda found: float(len(found)))
-    hypothalamus.train_hypothalamus(tmp_path, tmp_path / "work", steps=7, leave_out=())
-    assert learnt == [
-        (1, 0, "checkpoint"),
-        (2, 1, "checkpoint"),
-        *((3, seed, f"checkpoint-{seed}") for seed in hypothalamus.SEEDS),
-    ]
-    members, card = load_weights(tmp_path / "work" / "hypothalamus-all" / "hypothalamus.safetensors")
-    assert (card.members, card.volume_heads) == (3, 3)
-    assert "3 public T1-weighted heads" in card.training_data
-    initial = build(members[0].config, rngs=nnx.Rngs(hypothalamus.SEEDS[0]))
-    change = members[0].classify.bias[...] - initial.classify.bias[...]
-    np.testing.assert_allclose(change, [3.0] + [0.0] * 10, atol=1e-2)
-    (fold,), _ = load_weights(tmp_path / "work" / "hypothalamus-without-a-b" / "hypothalamus.safetensors")
-    assert fold.classify.bias[...][0] == pytest.approx(1.0, abs=1e-2)
 
 
 def test_a_head_whose_consensus_is_unsure_is_neither_learnt_from_nor_measured_against(caplog):

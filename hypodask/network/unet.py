@@ -226,7 +226,8 @@ def conv_norm(
 
 def class_probabilities(logits: Float[Array, "h w class_"]) -> Float[Array, "h w class_"]:
     """Probability of each class at each pixel."""
-    return jnp.asarray(jax.nn.softmax(logits, axis=-1))
+    # Over whole planes: side by side, a handful of classes are no vector.
+    return jnp.moveaxis(jax.nn.softmax(jnp.moveaxis(logits, -1, 0), axis=0), 0, -1)
 
 
 def predictor(

@@ -66,10 +66,7 @@ FOLDS = (
     ("dcmqa_uih_uMR770_a", "plot_atlas_brain", "studyforrest_3T_philips_067mm_defaced"),
     ("myconnectome_ds000031_3T_face", "freesurferformats_brain", "pycortex_S1_conformed"),
 )
-"""Heads that each network leaves out that measures the recipe, whole heads, stripped and defaced ones among them."""
-
-SEEDS = (10, 11, 12)
-"""Of the shipped networks, which learn from all heads; those of the folds have their numbers, 0 to 2."""
+"""Heads that each member leaves out, whole heads, stripped and defaced ones among them."""
 
 SCANNERS: dict[Scanner, float] = {
     sharp: 0.45,
@@ -189,28 +186,18 @@ def scaled(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k"]:
 
 
 def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
-    """Learn the hypothalamus from the real heads in ``data``.
+    """Learn the hypothalamus from the real heads in ``data``, in folds that each leave some of them out.
 
-    Networks that each leave out one of ``FOLDS`` measure the recipe and calibrate it; those that are shipped learn from
-    all heads. With ``leave_out`` only that one fold is learnt, so that folds may run on different machines that share
-    ``work``.
+    The networks of all ``FOLDS`` together, calibrated on the heads that each has not seen, are the shipped one. With
+    ``leave_out`` only that one fold is learnt, so that folds may run on different machines that share ``work``.
     """
     folder = made(work / "hypothalamus")
     weights = next((data / "models").glob("*.h5"))
     paths = sorted([*(data / "scans").iterdir(), *(data / "scans_stripped").iterdir()])
     heads = trusted({path.name.split(".")[0]: hypothalamus_head(path, weights, folder) for path in paths})
-    folds = {fold: fold_network(heads, fold, work, steps) for fold in ((leave_out,) if leave_out else FOLDS)}
-    if leave_out:
-        return
-    offset = measure_folds(folds, heads, work, steps)
-    run, task = made(work / "hypothalamus-all"), hypothalamus_task(list(heads.values()))
-    schedules = [Schedule(steps=steps, seed=seed) for seed in SEEDS]
-    members = [
-        train(task, HYPOTHALAMUS_NETWORK, schedule, checkpoint=run / f"checkpoint-{schedule.seed}")
-        for schedule in schedules
-    ]
-    card = hypothalamus_card(len(heads), len(members), steps, held_out(work, "hypothalamus"))
-    save_weights(run / "hypothalamus.safetensors", [calibrated(member, offset) for member in members], card)
+    members = {fold: fold_member(heads, fold, work, steps) for fold in ((leave_out,) if leave_out else FOLDS)}
+    if not leave_out:
+        join_folds(members, heads, work, steps)
 
 
 def trusted(heads: Heads) -> Heads:
@@ -227,7 +214,7 @@ def _unsure_share(truth: Float16[ndarray, "label i j k"]) -> float:
     return float(((whole > low) & (whole < high)).sum() / (whole > 0.5).sum())
 
 
-def fold_network(heads: Heads, left_out: tuple[str, ...], work: Path, steps: int) -> AnyNetwork:
+def fold_member(heads: Heads, left_out: tuple[str, ...], work: Path, steps: int) -> AnyNetwork:
     """The network of one fold, learnt from the heads that are not left out."""
     kept = [head for name, head in heads.items() if name not in left_out]
     schedule = Schedule(steps=steps, seed=FOLDS.index(left_out) if left_out in FOLDS else 0)
@@ -240,18 +227,17 @@ def fold_folder(work: Path, left_out: tuple[str, ...]) -> Path:
     return work / f"hypothalamus-without-{'-'.join(left_out)}"[:200]
 
 
-def measure_folds(folds: dict[tuple[str, ...], AnyNetwork], heads: Heads, work: Path, steps: int) -> float:
-    """Measure the network of each fold on the heads that it has not seen, and keep it beside its figures.
+def join_folds(members: dict[tuple[str, ...], AnyNetwork], heads: Heads, work: Path, steps: int) -> None:
+    """Calibrate the networks of all folds, measure each on the heads that it has not seen, and write all as one.
 
-    What measures a head is calibrated without it; returned is what calibrates networks on all of them, log-odds of the
-    background.
+    What measures a head is calibrated without it; the shipped networks are calibrated on all.
     """
     found = {
         name: (_outlined(model, heads[name]), _outline(heads[name]).sum() * VOXEL_MM3)
-        for fold, model in folds.items()
+        for fold, model in members.items()
         for name in fold
     }
-    for fold, model in folds.items():
+    for fold, model in members.items():
         offset = fitted_offset({name: one for name, one in found.items() if name not in fold})
         card = hypothalamus_card(len(heads) - len(fold), 1, steps, {})
         save_weights(fold_folder(work, fold) / "hypothalamus.safetensors", calibrated(model, offset), card)
@@ -259,7 +245,9 @@ def measure_folds(folds: dict[tuple[str, ...], AnyNetwork], heads: Heads, work: 
         write_figures(fold_folder(work, fold) / "held-out.json", figures)
     offset = fitted_offset(found)
     log.info("log-odds of the background: %+.3f", offset)
-    return offset
+    card = hypothalamus_card(len(heads), len(members), steps, held_out(work, "hypothalamus"))
+    together = [calibrated(model, offset) for model in members.values()]
+    save_weights(made(work / "hypothalamus-all") / "hypothalamus.safetensors", together, card)
 
 
 def _outlined(model: AnyNetwork, head: dict[str, ndarray]) -> Segmentation:
@@ -274,11 +262,11 @@ def _outline(head: dict[str, ndarray]) -> Bool[ndarray, "x y z"]:
 
 
 def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) -> ModelCard:
-    """What is known of the network of one fold, or of the shipped ones together."""
+    """What is known of the network, or of the networks of all folds together."""
     measured_on = (
-        f"{len(figures)} real heads ({', '.join(figures)}), each by one network of the same recipe that had not learnt "
-        "from it and was calibrated without it; against the consensus of the published network on them (pseudo-labels "
-        "of another tool, not manual outlines). The shipped members learnt from all of them"
+        f"{len(figures)} real heads ({', '.join(figures)}), each by one member that had not learnt from it and was "
+        "calibrated without it; against the consensus of the published network on them (pseudo-labels of another tool, "
+        "not manual outlines). All members together are not measured: every head was learnt from by some"
     )
     training_data = (
         f"{heads} public T1-weighted heads, whole and skull-stripped, with the consensus of 24 runs of the published "
@@ -286,12 +274,11 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
         f"twice) and of the third ventricle, contrast, bias, noise, blur and slices of {SLICE_MM:g} mm; {steps} steps"
     )
     if members > 1:
-        training_data += f", each of {members} members from initial weights and examples of its own"
+        training_data = f"Each of {members} members left some heads out. {training_data}"
     card = whole_card(
         HYPOTHALAMUS, HYPOTHALAMUS_NETWORK, HYPOTHALAMUS_GEOMETRY, training_data, summary(figures, measured_on)
     )
     changes = (
-        "0.5.0: members learnt from all heads whose consensus is sure; the figures are those of 0.4.0's members",
         (
             "0.4.0: every head was left out by one member, and one whose consensus is unsure by all; slices of 3 mm as "
             "scans have them; contrasts and noise vary further"
@@ -301,7 +288,7 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
     )
     return replace(
         card,
-        version="0.5.0",
+        version="0.4.0",
         members=members,
         volume_heads=len(figures) if card.relative_volume_sd else None,
         part_volume_sd=_part_spread(figures),
