@@ -47,7 +47,7 @@ OF_OUTLINE = ("border_entropy", "member_spread", "member_overlap")
 """Measures of how sure the networks are."""
 
 LEARNT_FROM = {name for fold in FOLDS for name in fold}
-"""Heads that the shipped networks know, and are surer of than of others."""
+"""Heads that some of the shipped networks know, and are surer of than of others."""
 
 
 # --- What the runs left ----------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
+from clusters import local_client
 from scipy import ndimage
 
 from hypodask.alignment import Alignment
+from hypodask.errors import UnreadableScanError
 from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS, ICV
 from hypodask.recipes import __main__ as command_line
@@ -28,6 +30,7 @@ from hypodask.recipes.hypothalamus import (
 from hypodask.recipes.icv import icv_agreement, stored_map, synthetic_scan
 from hypodask.recipes.versions import in_slices, sharp, softer
 from hypodask.resample import resample
+from hypodask.scan import Scan
 from hypodask.segmentation.border import BORDER_GEOMETRY
 from hypodask.segmentation.segmentation import Segmentation
 
@@ -100,6 +103,46 @@ def test_a_head_in_slices_is_what_reading_a_scan_of_thick_slices_gives(axis, fir
 def test_shares_of_the_scanners_that_show_a_head_add_up(scanners):
     assert sum(scanners.values()) == pytest.approx(1)
     assert sharp in scanners
+
+
+def test_workers_make_the_consensus_of_heads_that_are_not_kept_yet(monkeypatch, tmp_path):
+    made = []
+    labels, grid = layered()
+    pose = Alignment(np.eye(4), np.zeros(3), np.array([0, -26.0, 0]), np.eye(4), score=0.7, flagged=False)
+
+    def consensus(scan, acpc_from_scanner, model, onto):
+        made.append(scan.source)
+        background = np.ones((1, *onto.shape), np.float32)
+        posteriors = np.concatenate([background, np.zeros((10, *onto.shape), np.float32)])
+        return Segmentation(posteriors, onto, HYPOTHALAMUS), np.array([900.0, 950.0])
+
+    monkeypatch.setattr(hypothalamus, "read_scan", lambda path: Scan(labels, grid, source=path.name))
+    monkeypatch.setattr(hypothalamus, "align", lambda scan: pose)
+    monkeypatch.setattr(hypothalamus, "import_hypothalamus_seg", lambda path: None)
+    monkeypatch.setattr(hypothalamus, "consensus", consensus)
+    data, kept = tmp_path / "data", tmp_path / "kept"
+    for name in ("scans/whole.nii.gz", "scans_stripped/brain.nii.gz", "models/published.h5"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    kept.mkdir()
+    with local_client(1, processes=False) as client:
+        heads = hypothalamus.hypothalamus_heads(data, kept, client=client)
+        assert list(heads) == ["whole", "brain"]
+        assert heads["brain"]["truth"].shape == (10, *hypothalamus_stored_grid().shape)
+        assert heads["whole"]["volumes"].tolist() == [900, 950]
+        (kept / "brain.npz").unlink()
+        hypothalamus.hypothalamus_heads(data, kept, client=client)
+    assert sorted(made) == ["brain.nii.gz", "brain.nii.gz", "whole.nii.gz"]
+
+
+def test_a_head_without_a_consensus_stops_the_recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr(hypothalamus, "import_hypothalamus_seg", lambda path: None)
+    for name in ("scans", "scans_stripped", "models"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models" / "published.h5").touch()
+    (tmp_path / "scans" / "empty.nii.gz").touch()
+    with local_client(1, processes=False) as client, pytest.raises(UnreadableScanError, match="empty"):
+        hypothalamus.hypothalamus_heads(tmp_path, tmp_path, client=client)
 
 
 def test_every_head_is_left_out_by_one_fold():
@@ -221,6 +264,18 @@ def test_the_command_line_runs_the_recipe_that_is_named(monkeypatch, tmp_path):
     main()
     assert calls[1][2] == {"steps": 1200, "leave_out": (), "initial": Path("icv.safetensors")}
     monkeypatch.setattr(sys, "argv", ["recipes", "commissures", *arguments[2:4], "--initial", "icv.safetensors"])
+    with pytest.raises(SystemExit):
+        main()
+
+
+def test_the_consensus_is_made_on_the_cluster_that_is_named(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(command_line, "train_hypothalamus", lambda data, work, **options: calls.append(options))
+    arguments = ["recipes", "hypothalamus", str(tmp_path), str(tmp_path), "--scheduler", "tcp://there:8786"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    assert calls == [{"steps": 1200, "leave_out": (), "client": "tcp://there:8786"}]
+    monkeypatch.setattr(sys, "argv", ["recipes", "icv", *arguments[2:]])
     with pytest.raises(SystemExit):
         main()
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hypodask import train
 from hypodask.errors import TrainingError
 from hypodask.network.learn import Schedule
 from hypodask.training.config import Data, Folds, RecipeConfig, TrainingConfig, read_config, to_toml
+from hypodask.training.recipe import RECIPES
 
 BIDS = '[data]\nprotocol = "ulm-2024"\nbids = "study"\noutlines = "study/derivatives/manual"\n'
 
@@ -54,6 +56,17 @@ def test_a_recipe_is_told_by_its_table(written, tmp_path):
     assert isinstance(config, RecipeConfig)
     assert (config.recipe.data, config.recipe.work) == (str(tmp_path / "d"), "/w")
     assert (config.recipe.steps, config.recipe.leave_out) == (5, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "on_dask"), [("hypothalamus", {"client": "tcp://there:8786", "workers": 2}), ("icv", {})]
+)
+def test_a_recipe_with_work_for_dask_is_told_where_it_runs(written, tmp_path, monkeypatch, name, on_dask):
+    calls = []
+    monkeypatch.setitem(RECIPES, name, lambda data, work, **options: calls.append((data, work, options)))
+    config = written(f'[recipe]\nname = "{name}"\ndata = "d"\nwork = "w"\nsteps = 5\n')
+    assert train(config, client="tcp://there:8786", workers=2) is None
+    assert calls == [(tmp_path / "d", tmp_path / "w", {"steps": 5, "leave_out": (), **on_dask})]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hypodask.recipes import __doc__ as usage
 from hypodask.recipes.border import train_border
@@ -21,20 +23,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--leave-out", nargs="*", default=())
     parser.add_argument("--initial", type=Path, help="weights to go on from (icv only)")
+    parser.add_argument("--scheduler", help="address of a running Dask scheduler (hypothalamus only)")
     options = parser.parse_args()
     if options.initial and options.network != "icv":
         parser.error(f"--initial is for icv, not for {options.network}: leave it out to learn from scratch")
+    if options.scheduler and options.network != "hypothalamus":
+        parser.error(f"--scheduler is for hypothalamus, not for {options.network}: leave it out to run here")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.network == "template":
         outline_template(options.data, options.work)
         return
-    recipes = {
+    recipes: dict[str, Callable[..., None]] = {
         "hypothalamus": train_hypothalamus,
         "icv": train_icv,
         "border": train_border,
         "commissures": train_commissures,
     }
-    more = {"initial": options.initial} if options.initial else {}
+    more: dict[str, Any] = {"initial": options.initial} if options.initial else {}
+    more |= {"client": options.scheduler} if options.scheduler else {}
     learnt = recipes[options.network]
     learnt(options.data, options.work, steps=options.steps, leave_out=tuple(options.leave_out), **more)
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from hypodask.agreement import dice
 from hypodask.alignment import align
+from hypodask.cluster import each
 from hypodask.grid import SLAB_CENTRE_MM, Grid, box_grid, transform_points
 from hypodask.intensity import scale_by
 from hypodask.labels import HYPOTHALAMUS, LabelTable
@@ -34,6 +35,9 @@ from hypodask.segmentation.segmentation import Segmentation
 from hypodask.segmentation.teacher import consensus
 from hypodask.segmentation.train import Growth, Head, Task, train
 from hypodask.volumes import measure
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +101,47 @@ to twice the hypothalamus. The narrower they are, the more a change is understat
 
 def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndarray]:
     """Image and consensus of one real head on the training grid, and the runs' volumes; kept in ``folder``."""
-    kept = folder / f"{path.name.split('.')[0]}.npz"
+    kept = _kept_head(path, folder)
     if not kept.exists():
         scan = read_scan(path)
         pose = align(scan).acpc_from_scanner
         grid = hypothalamus_stored_grid()
         outlines, volumes = consensus(scan, pose, import_hypothalamus_seg(weights), grid)
         image = resample(scan.data, scan.grid, grid, onto_from_grid=pose, order=3)
+        part = kept.with_suffix(".part.npz")
         np.savez_compressed(
-            kept, image=image, truth=outlines.posteriors[1:].astype(np.float16), volumes=volumes, pose=pose
+            part, image=image, truth=outlines.posteriors[1:].astype(np.float16), volumes=volumes, pose=pose
         )
+        part.replace(kept)
     return dict(np.load(kept))
+
+
+def _kept_head(path: Path, folder: Path) -> Path:
+    return folder / f"{name_of(path)}.npz"
+
+
+def name_of(path: Path) -> str:
+    """A head's name: that of its file without suffixes."""
+    return path.name.split(".")[0]
+
+
+def _keep_head(path: Path, weights: Path, folder: Path) -> None:
+    """Run by a worker: what is large stays in ``folder``."""
+    hypothalamus_head(path, weights, folder)
+
+
+def hypothalamus_heads(
+    data: Path, folder: Path, *, client: "Client | str | None" = None, workers: int | None = None
+) -> Heads:
+    """All real heads in ``data``; the consensus of those that ``folder`` does not hold yet is made by Dask workers."""
+    weights = next((data / "models").glob("*.h5")).absolute()
+    paths = [path.absolute() for name in ("scans", "scans_stripped") for path in (data / name).iterdir()]
+    missing = [path for path in paths if not _kept_head(path, folder).exists()]
+    task = partial(_keep_head, weights=weights, folder=folder.absolute())
+    for outcome in each(task, missing, client=client, workers=workers):
+        outcome.get()
+        log.info("consensus of %s", name_of(outcome.item))
+    return {name_of(path): hypothalamus_head(path, weights, folder) for path in sorted(paths)}
 
 
 def hypothalamus_stored_grid(geometry: InputGeometry = HYPOTHALAMUS_GEOMETRY) -> Grid:
@@ -185,16 +219,22 @@ def scaled(image: Float[ndarray, "i j k"]) -> Float[ndarray, "i j k"]:
     return scale_by(image, image[CORE])
 
 
-def train_hypothalamus(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...]) -> None:
+def train_hypothalamus(
+    data: Path,
+    work: Path,
+    *,
+    steps: int,
+    leave_out: tuple[str, ...],
+    client: "Client | str | None" = None,
+    workers: int | None = None,
+) -> None:
     """Learn the hypothalamus from the real heads in ``data``, in folds that each leave some of them out.
 
     The networks of all ``FOLDS`` together, calibrated on the heads that each has not seen, are the shipped one. With
-    ``leave_out`` only that one fold is learnt, so that folds may run on different machines that share ``work``.
+    ``leave_out`` only that one fold is learnt, so that folds may run on different machines that share ``work``. The
+    consensus of each head is made by a worker: ``client`` and ``workers`` as for :func:`hypodask.process`.
     """
-    folder = made(work / "hypothalamus")
-    weights = next((data / "models").glob("*.h5"))
-    paths = sorted([*(data / "scans").iterdir(), *(data / "scans_stripped").iterdir()])
-    heads = trusted({path.name.split(".")[0]: hypothalamus_head(path, weights, folder) for path in paths})
+    heads = trusted(hypothalamus_heads(data, made(work / "hypothalamus"), client=client, workers=workers))
     members = {fold: fold_member(heads, fold, work, steps) for fold in ((leave_out,) if leave_out else FOLDS)}
     if not leave_out:
         join_folds(members, heads, work, steps)

@@ -125,7 +125,7 @@ def train(
     if isinstance(config, str | PathLike):
         config = read_config(config)
     if isinstance(config, RecipeConfig):
-        run_recipe(config.recipe)
+        run_recipe(config.recipe, client=client, workers=workers)
         return None
     began = time.time()
     run = _Run(resolved(config, Path.cwd()), client, workers)
