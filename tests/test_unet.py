@@ -9,12 +9,13 @@ from flax import nnx
 
 from hypodask.network import unet
 from hypodask.network.unet import (
+    JoinedConv,
     RunConv,
     UNet,
     UNetConfig,
     depth_to_space,
     fold_batch_norm,
-    in_runs,
+    for_cpu,
     parameter_count,
     predictor,
     space_to_depth,
@@ -96,14 +97,25 @@ def test_answers_are_averaged_over_a_slice_and_its_mirror_image(slices):
     np.testing.assert_allclose(predictor(model, exchanged=(0, 2, 1))(slices), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("widths", [(4, 8), (8, 8, 16), (12, 12, 12, 16), (16, 20), (24, 32)])
-def test_convolutions_that_make_runs_of_pixels_do_not_change_the_network(widths):
-    model = fold_batch_norm(trained(UNetConfig(3, 2, widths=widths)))
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("widths", [(4, 8), (8, 8, 16), (12, 12, 12, 16), (16, 20), (24, 32, 40)])
+def test_convolutions_for_a_cpu_do_not_change_the_network(widths, upsampling):
+    model = fold_batch_norm(trained(UNetConfig(3, 2, widths=widths, upsampling=upsampling)))
     slices = jax.random.normal(jax.random.key(0), (2, 8, 24, 3))
-    fast = in_runs(model)
+    fast = for_cpu(model)
     np.testing.assert_allclose(fast(slices), model(slices), atol=1e-4)
-    wide = [level.first for level in (model.down[0], fast.down[0])]
-    assert [type(part.conv) for part in wide] == [nnx.Conv, RunConv if widths[0] <= 16 else nnx.Conv]
+    assert isinstance(fast.down[0].first.conv, RunConv) == (widths[0] <= 16)
+    assert [isinstance(level.first.conv, JoinedConv) for level in fast.up[:-1]] == [upsampling == "nearest"] * (
+        len(widths) - 2
+    )
+    assert not isinstance(model.down[0].first.conv, RunConv)
+
+
+def test_a_convolution_that_doubles_is_that_of_doubled_features_beside_others():
+    conv = nnx.Conv(6, 4, (3, 3), rngs=nnx.Rngs(0))
+    own, below = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(2, 6, 10, 3), (2, 3, 5, 3)]))
+    doubled = below.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(JoinedConv(conv)(own, below), conv(jnp.concatenate([own, doubled], -1)), atol=1e-5)
 
 
 def test_later_training_does_not_change_a_predictor(slices):
