@@ -8,9 +8,8 @@ import pytest
 from flax import nnx
 
 from hypodask.network import unet
+from hypodask.network.convolutions import JoinedConv, RunConv
 from hypodask.network.unet import (
-    JoinedConv,
-    RunConv,
     UNet,
     UNetConfig,
     depth_to_space,
@@ -109,13 +108,6 @@ def test_convolutions_for_a_cpu_do_not_change_the_network(widths, upsampling):
         len(widths) - 2
     )
     assert not isinstance(model.down[0].first.conv, RunConv)
-
-
-def test_a_convolution_that_doubles_is_that_of_doubled_features_beside_others():
-    conv = nnx.Conv(6, 4, (3, 3), rngs=nnx.Rngs(0))
-    own, below = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(2, 6, 10, 3), (2, 3, 5, 3)]))
-    doubled = below.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_allclose(JoinedConv(conv)(own, below), conv(jnp.concatenate([own, doubled], -1)), atol=1e-5)
 
 
 def test_later_training_does_not_change_a_predictor(slices):
