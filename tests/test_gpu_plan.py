@@ -1,6 +1,7 @@
 """Where some workers have a GPU and others do not, networks run on the former and all else on the latter."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypodask.segmentation.predict import ShippedNetwork
 
 CONFIG = UNetConfig(in_channels=1, out_channels=2, widths=(2, 2))
 DEADLY = "sub-deadly"
+SHAPE = (32, 16, 32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +46,22 @@ Loaded = tuple[Noted, BorderedNetwork]
 
 def load(folder: str) -> Loaded:
     """A network, and one that moves the outline of another."""
-    geometry = InputGeometry((4.0, 4.0, 4.0), (8, 4, 8), 1, 1, "as_it_is")
+    geometry = InputGeometry((4.0, 4.0, 4.0), SHAPE, 1, 1, "as_it_is")
     card = ModelCard("tiny", "icv", ICV.protocol, CONFIG, geometry, "nothing", "BSD-3-Clause")
     one, other = (Noted((UNet(CONFIG, rngs=nnx.Rngs(n)),), card, f"{n}" * 64, folder=folder) for n in range(2))
     return one, BorderedNetwork(other, other)
 
 
 def treat(path: str, *, scan: str, out: str, store: str, models: Loaded, stamp: str) -> Row:
-    """A stand-in for the method: two networks on one block of voxels, unscaled."""
-    voxels = np.random.default_rng(len(scan)).normal(size=(8, 4, 8)).astype(np.float32)
+    """A stand-in for the method: two networks on one block of voxels, unscaled, that is too large for the scheduler."""
+    voxels = np.random.default_rng(len(scan)).normal(size=SHAPE).astype(np.float32)
     if scan == DEADLY:
         voxels += 1e7
     one, bordered = models
-    found = one.outlined(voxels).posteriors[1].sum() + bordered.first.outlined(voxels, sketch=True).posteriors[1].sum()
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": voxels.nbytes}), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = one.outlined(voxels).posteriors[1].sum()
+        found += bordered.first.outlined(voxels, sketch=True).posteriors[1].sum()
     return Row(scan, "done", volume_mm3={"icv": float(found)}, warnings=str(os.getpid()))
 
 

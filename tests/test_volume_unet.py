@@ -91,6 +91,14 @@ def test_in_training_slices_are_taken_together_and_come_out_the_same(volumes):
     np.testing.assert_allclose(model(volumes, train=True), model(volumes), atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "one_by_one"), [("cpu", True), ("gpu", False)])
+def test_a_gpu_takes_all_slices_together_and_a_cpu_one_by_one(model, volumes, monkeypatch, backend, one_by_one):
+    here = model(volumes)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert ("scan[" in str(jax.make_jaxpr(model)(volumes))) is one_by_one
+    np.testing.assert_allclose(model(volumes), here, atol=1e-5)
+
+
 def test_folding_batch_norm_does_not_change_the_network(model, volumes):
     folded = fold_batch_norm(model)
     np.testing.assert_allclose(folded(volumes), model(volumes), atol=1e-4)

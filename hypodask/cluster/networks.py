@@ -107,7 +107,10 @@ class _OnGPU(ShippedNetwork):
 
     def outlined(self, image: ndarray, *, sketch: bool = False) -> Segmentation:
         """Have it outlined elsewhere; a worker that dies of it is as a disk that fails."""
-        there = submit(get_client(), "GPU", _outlined_here, self.plugin, self.number, image, sketch)
+        client = get_client()
+        # Kept here until the other worker fetches it: as an argument it would go through the scheduler.
+        kept = client.scatter(image, hash=False)
+        there = submit(client, "GPU", _outlined_here, self.plugin, self.number, kept, sketch)
         try:
             return there.result()
         except KilledWorker as err:

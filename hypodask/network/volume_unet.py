@@ -147,9 +147,10 @@ class _Level(nnx.Module):
 
     def __call__(self, features: Float[Array, "n y x z c"], *, train: bool) -> Float[Array, "n y x z d"]:
         convolutions: tuple[ConvNorm, ConvNorm] = (self.first, self.second)
+        one_by_one = not train and jax.default_backend() == "cpu"
         for convolution, slices in zip(convolutions, self.deep, strict=True):
             layer = partial(convolution, train=train)
-            if slices and not train:
+            if slices and one_by_one:
                 features = _slice_after_slice(layer, features)
             else:
                 features = _by_slice(layer, _beside(features) if slices else features)
