@@ -180,6 +180,10 @@ def unlikeliness(answer: Float[Array, "n place"], truth: Float[Array, "n place"]
     return -(truth * jax.nn.log_softmax(answer)).sum(axis=-1).mean()
 
 
+MEASURED_AGAIN = (("0.1.2", "0.6.0"), ("0.1.1", "0.5.0"))
+"""Versions whose weights are those of 0.1.0, and the outlines that they moved."""
+
+
 def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     """What is known of the network, and of outlines that were moved by it."""
     measured_on = (
@@ -193,8 +197,9 @@ def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     measured = summary(figures, measured_on)
     card = whole_card(ICV, BORDER_NETWORK, BORDER_GEOMETRY, training_data, measured, task="icv-border")
     heads_measured = len({name.split()[0] for name in figures})
-    changes = ("0.1.1: the same weights, measured with the outlines of icv 0.5.0", *card.changelog)
+    again = [f"{mine}: the same weights, measured with the outlines of icv {its}" for mine, its in MEASURED_AGAIN]
+    changes = (*again, *card.changelog)
     # From one head there is nothing to be said of how heads vary.
     return replace(
-        card, version="0.1.1", changelog=changes, volume_heads=heads_measured if heads_measured > 1 else None
+        card, version="0.1.2", changelog=changes, volume_heads=heads_measured if heads_measured > 1 else None
     )
