@@ -16,6 +16,7 @@ from scipy import ndimage
 from hypodask.errors import SegmentationError
 from hypodask.grid import Grid, transform_points
 from hypodask.labels import HYPOTHALAMUS_SEED, LabelTable
+from hypodask.pieces import largest_piece, without_holes
 from hypodask.segmentation import Segmentation
 
 REACH_MM = 3.0
@@ -129,34 +130,6 @@ def _outline(label_map: UInt8[ndarray, "i j k"], table: LabelTable, voxel_mm3: f
     sides = [[label.index for label in table.of(side)] for side in ("left", "right", "both")]
     pieces = [largest_piece(np.isin(label_map, numbers)) for numbers in sides if numbers]
     return np.any([without_holes(piece, HOLE_MM3[table.whole] / voxel_mm3) for piece in pieces], axis=0)
-
-
-def largest_piece(mask: Bool[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
-    """The largest connected piece of a mask; neighbours share a face, an edge or a corner."""
-    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    if count < 2:
-        return mask
-    return np.asarray(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
-
-
-def without_holes(mask: Bool[ndarray, "i j k"], most_voxels: float) -> Bool[ndarray, "i j k"]:
-    """The mask with the holes filled that it encloses and that are no larger than so many voxels.
-
-    >>> ball = np.ones((5, 5, 5), bool)
-    >>> ball[2, 2, 2] = False
-    >>> bool(without_holes(ball, 1)[2, 2, 2]), bool(without_holes(ball, 0.5)[2, 2, 2])
-    (True, False)
-    """
-    if not mask.any():
-        return mask
-    part = ndimage.find_objects(mask.view(np.uint8))[0]
-    # A frame of background joins everything that is open to the outside, and makes it the first piece.
-    pieces, _ = ndimage.label(~np.pad(mask[part], 1))
-    fillable = np.bincount(pieces.ravel()) <= most_voxels
-    fillable[:2] = False
-    filled = mask.copy()
-    filled[part] |= fillable[pieces[1:-1, 1:-1, 1:-1]]
-    return filled
 
 
 def dilate(mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> Bool[ndarray, "i j k"]:

@@ -49,7 +49,6 @@ from hypodask.segmentation.border import (
     one_in,
     profiles,
     share_inside,
-    whole_piece,
 )
 from hypodask.segmentation.predict import ShippedNetwork
 from hypodask.segmentation.synth import BONE, FLUID, SINUS, Whole
@@ -211,13 +210,6 @@ def test_both_shipped_networks_look_at_the_same_image():
     network = load_network("icv")
     assert isinstance(network, BorderedNetwork)
     assert network.first.card.geometry == network.border.card.geometry == BORDER_GEOMETRY
-
-
-def test_a_cavity_is_one_piece_without_holes():
-    mask = (beyond_ball(20) <= 0) & (beyond_ball(5) > 0)
-    mask[1, 1, 1] = True
-    np.testing.assert_array_equal(whole_piece(mask), beyond_ball(20) <= 0)
-    assert not whole_piece(np.zeros((3, 3, 3), bool)).any()
 
 
 def test_the_truth_is_the_nearest_place_where_a_normal_leaves_the_cavity():

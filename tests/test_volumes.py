@@ -8,7 +8,7 @@ from segmentations import ellipsoid, labelled
 from hypodask.errors import SegmentationError
 from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
-from hypodask.volumes import faces_reached, largest_piece, measure, tidy, unusual, without_holes
+from hypodask.volumes import faces_reached, measure, tidy, unusual
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 RADII_MM = (3.0, 6.0, 5.0)
@@ -90,12 +90,6 @@ def test_a_hole_of_less_than_one_cubic_millimetre_is_filled_and_a_larger_one_is_
     assert volumes.label_mm3["hypothalamus_left"] == pytest.approx(whole - missing)
 
 
-def test_filled_holes_are_those_that_scipy_fills_too():
-    mask = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((20, 22, 24)), 1.0) > -0.1
-    assert (without_holes(mask, np.inf) != mask).any()
-    np.testing.assert_array_equal(without_holes(mask, np.inf), ndimage.binary_fill_holes(mask))
-
-
 def test_what_is_tidy_stays_as_it_is(both):
     both[0] = both[0] + ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
     once = tidy(labelled(GRID, HYPOTHALAMUS_SIDES, both))
@@ -124,12 +118,6 @@ def test_next_to_nothing_is_refused(radius_mm):
     posterior = ellipsoid(GRID, LEFT, (radius_mm,) * 3) if radius_mm else np.zeros(GRID.shape, np.float32)
     with pytest.raises(SegmentationError, match=r"no icv was found: \d mm3, at least 50 mm3 are needed; look at"):
         measure(labelled(GRID, ICV, [posterior]))
-
-
-def test_largest_piece_joins_voxels_that_share_a_corner():
-    mask = np.zeros((6, 6, 6), bool)
-    mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True
-    assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 def test_volumes_that_an_adult_seldom_has_are_said():

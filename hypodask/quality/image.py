@@ -8,6 +8,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
+from hypodask.pieces import largest_piece
 
 BOX_MM = ((-25.0, -35.0, -28.0), (25.0, 20.0, 20.0))
 """Corners in AC-PC space of the box about the hypothalamus in which noise and resolution are measured: white matter,
@@ -143,10 +144,7 @@ def _head_and_around(
 ) -> Bool[ndarray, "i j k"]:
     """The largest bright piece of an image, and what is near it along every axis."""
     smooth = ndimage.uniform_filter(data, 3)
-    pieces, count = ndimage.label(smooth > 0.25 * white)
-    if not count:
-        return np.zeros(data.shape, bool)
-    near = (pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()).view(np.uint8)
+    near = largest_piece(smooth > 0.25 * white, by_corners=False).view(np.uint8)
     for axis, spacing in enumerate(spacing_mm):
         near = ndimage.maximum_filter1d(near, 1 + 2 * round(AIR_MM / spacing), axis=axis)
     return near.astype(bool)

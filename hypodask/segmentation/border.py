@@ -20,13 +20,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 from numpy import ndarray
-from scipy import ndimage, special
+from scipy import special
 
 from hypodask.alignment.pose import Alignment
 from hypodask.grid import Grid, head_grid, transform_points
 from hypodask.labels import LabelTable
 from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.weights import InputGeometry, Task
+from hypodask.pieces import largest_piece, without_holes
 from hypodask.resample import gather, smoothed
 from hypodask.scan import Scan
 from hypodask.segmentation.segmentation import Segmentation
@@ -285,7 +286,8 @@ class BorderedNetwork:
         # Both look at the same image.
         image = self.first.image_of(scan, alignment)
         sketch = self.first.outlined(image, sketch=True)
-        inside = self.outlined(image, whole_piece(sketch.posteriors[1] > 0.5), sketch.grid)
+        guess = without_holes(largest_piece(sketch.posteriors[1] > 0.5, by_corners=False))
+        inside = self.outlined(image, guess, sketch.grid)
         if inside is None:
             return sketch
         return Segmentation(np.stack([1 - inside, inside]), sketch.grid, self.labels)
@@ -321,14 +323,3 @@ class BorderedNetwork:
 def _chances_by(graph: Any, state: Any, lines: Array, around: Array) -> Array:
     """Networks of one architecture share what is compiled, and a network that is loaded again."""
     return jax.nn.softmax(nnx.merge(graph, state)(joined(lines, around)))
-
-
-def whole_piece(inside: Bool[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
-    """The largest piece of a structure, and what it encloses."""
-    parts, number = ndimage.label(inside)
-    if number == 0:
-        return inside
-    piece = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    # What hangs together with all that is around: several times as fast as filling holes.
-    around, _ = ndimage.label(~np.pad(piece, 1))
-    return np.asarray((around != around[0, 0, 0])[1:-1, 1:-1, 1:-1])

@@ -24,6 +24,7 @@ from scipy import ndimage
 from hypodask.grid import Grid, transform_points
 from hypodask.intensity import BRIGHTEST, WHITE_OVER_MEDIAN, spread_dark
 from hypodask.network.augment import Variation, points_of
+from hypodask.pieces import largest_piece, without_holes
 from hypodask.segmentation import faults
 from hypodask.segmentation.faults import apply_along, interpolation
 
@@ -143,9 +144,7 @@ class Heads(NamedTuple):
 
 def cavity(labels: Integer[ndarray, "i j k"]) -> Bool[ndarray, "i j k"]:
     """The cranial cavity of a label map: the largest piece of labels 1 to 499, and what it encloses."""
-    parts, _ = ndimage.label((labels > 0) & (labels < 500), np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
-    return np.asarray(ndimage.binary_fill_holes(parts == np.argmax(sizes) + 1))
+    return without_holes(largest_piece((labels > 0) & (labels < 500)))
 
 
 def head_map(
