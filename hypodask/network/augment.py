@@ -31,11 +31,12 @@ class Variation:
     local_size: float = 0.05
     """Growth or shrinkage of a ball about the centre, relative length."""
     local_radius_mm: float = 9.0
-    gamma: float = 0.2
+    gamma: float = 0.3
+    """Of its logarithm: so far that 0.75 and 1.3 are no rare extremes."""
     gain: float = 0.12
     bias: float = 0.15
     """Amplitude of a smooth multiplicative field."""
-    noise: float = 0.04
+    noise: float = 0.06
     """Largest standard deviation of the noise."""
     curve: float = 0.05
     """Amplitude of a smooth change of the intensity curve, which leaves black and white matter where they are."""

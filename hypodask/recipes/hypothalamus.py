@@ -61,10 +61,6 @@ CORE = np.s_[16:-16, 15:-15, 16:-16]
 
 HYPOTHALAMUS_NETWORK = UNetConfig(in_channels=5, out_channels=1 + len(HYPOTHALAMUS), widths=(16, 32, 64, 96))
 
-HYPOTHALAMUS_VARIATION = Variation(gamma=0.3, noise=0.06)
-"""How far examples are varied: contrasts and noise further than by default, so that gamma of 0.75 to 1.3 and noise of
-5 % are no rare extremes."""
-
 FOLDS = (
     ("colin27_ch2", "fnndsc_eun", "seecog_wide_ventricles_defaced"),
     ("dcmqa_uih_uMR770_a", "plot_atlas_brain", "studyforrest_3T_philips_067mm_defaced"),
@@ -152,9 +148,7 @@ def hypothalamus_stored_grid(geometry: InputGeometry = HYPOTHALAMUS_GEOMETRY) ->
 
 def hypothalamus_task(heads: list[dict[str, ndarray]]) -> Task:
     """Real heads with the consensus of the published network."""
-    return outlined_task(
-        [head | {"truth": sharpened(head["truth"])} for head in heads], HYPOTHALAMUS, HYPOTHALAMUS_VARIATION
-    )
+    return outlined_task([head | {"truth": sharpened(head["truth"])} for head in heads], HYPOTHALAMUS, Variation())
 
 
 def outlined_task(
