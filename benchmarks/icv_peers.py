@@ -101,7 +101,7 @@ def scans(data: Path, out: Path, coarse: int) -> Iterator[Head]:
 def images(data: Path, out: Path, number: int) -> Iterator[Head]:
     """So many images of each label map, with its brain as it is and smaller."""
     brains = {AS_IT_IS: lambda labels: labels} | SHRUNKEN
-    for name, seed, (brain, made) in product(HELD_OUT, range(number), brains.items()):
+    for (brain, made), name, seed in product(brains.items(), HELD_OUT, range(number)):
         labels, grid = read_labels(data / "label_maps" / f"{name}.nii.gz")
         path = out / f"{name}_{seed}_{brain.replace(' ', '-')}.nii.gz"
         if not path.exists():
