@@ -94,23 +94,24 @@ def contracted(labels: ndarray) -> ndarray:
     centre = np.argwhere(brain).mean(axis=0)
     larger = (1 - SHRINKAGE) ** (-1 / 3)
     smaller = ndimage.affine_transform(
-        np.where(_intracranial(labels), labels, CSF), np.eye(3) * larger, centre * (1 - larger), order=0, cval=CSF
+        np.where(intracranial(labels), labels, CSF), np.eye(3) * larger, centre * (1 - larger), order=0, cval=CSF
     )
-    return np.where(_intracranial(labels), np.where(_intracranial(smaller), smaller, CSF), labels)
+    return np.where(intracranial(labels), np.where(intracranial(smaller), smaller, CSF), labels)
 
 
 def grown(labels: ndarray) -> ndarray:
     """The cavity wider by 2 mm of fluid, where bone or marrow had been."""
-    reached = ndimage.binary_dilation(_intracranial(labels), iterations=GROWTH_VOXELS)
+    reached = ndimage.binary_dilation(intracranial(labels), iterations=GROWTH_VOXELS)
     return np.where(reached & np.isin(labels, SKULL), CSF, labels)
 
 
-def _intracranial(labels: ndarray) -> ndarray:
+def intracranial(labels: ndarray) -> ndarray:
+    """The cavity of a label map as it is, holes, islands and all."""
     return (labels > 0) & (labels <= LAST_INTRACRANIAL)
 
 
 def _brain(labels: ndarray) -> ndarray:
-    return _intracranial(labels) & ~np.isin(labels, FLUID)
+    return intracranial(labels) & ~np.isin(labels, FLUID)
 
 
 SHRUNKEN: dict[str, Callable[[ndarray], ndarray]] = {"peeled": peeled, "contracted": contracted}
@@ -129,10 +130,10 @@ def label_map_rows(network: Network, path: Path, images: int, mean: dict[int, fl
     image = nib.load(path)
     labels = np.asarray(image.dataobj).astype(np.int16)
     grid = Grid(labels.shape, image.affine, "scanner")
-    truth = _intracranial(labels)
+    truth = intracranial(labels)
     smaller = {name: shrink(labels) for name, shrink in SHRUNKEN.items()}
     larger = grown(labels)
-    added_ml = (_intracranial(larger).sum() - truth.sum()) * grid.voxel_volume_mm3 / 1000
+    added_ml = (intracranial(larger).sum() - truth.sum()) * grid.voxel_volume_mm3 / 1000
     for seed in range(images):
         scan = image_of(labels, grid, seed, mean)
         alignment = hypodask.align(scan)

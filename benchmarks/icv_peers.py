@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 import hypodask
-from benchmarks.icv_accuracy import HELD_OUT, LAST_INTRACRANIAL, SHRUNKEN, image_of
+from benchmarks.icv_accuracy import HELD_OUT, SHRUNKEN, image_of, intracranial
 from benchmarks.scoring import markdown
 from hypodask.pipeline import load_models
 from hypodask.recipes.icv import read_labels
@@ -106,8 +106,7 @@ def images(data: Path, out: Path, number: int) -> Iterator[Head]:
         path = out / f"{name}_{seed}_{brain.replace(' ', '-')}.nii.gz"
         if not path.exists():
             nib.save(nib.Nifti1Image(image_of(made(labels), grid, seed).data, grid.space_from_vox), path)
-        inside = (labels > 0) & (labels <= LAST_INTRACRANIAL)
-        yield Head(path, brain, float(inside.sum() * grid.voxel_volume_mm3 / 1000))
+        yield Head(path, brain, float(intracranial(labels).sum() * grid.voxel_volume_mm3 / 1000))
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
