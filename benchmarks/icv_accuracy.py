@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from numpy import ndarray
@@ -25,6 +24,7 @@ from hypodask.agreement import dice
 from hypodask.alignment import Alignment
 from hypodask.errors import AlignmentError
 from hypodask.grid import Grid, transform_points
+from hypodask.recipes.icv import read_labels
 from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation.predict import Network, load_network
@@ -127,9 +127,7 @@ def measured(network: Network, scan: Scan, alignment: Alignment) -> tuple[dict[s
 
 def label_map_rows(network: Network, path: Path, images: int, mean: dict[int, float]) -> Iterator[dict[str, object]]:
     """Volume error and overlap for several images of a label map, and drift of the volume when its brain shrinks."""
-    image = nib.load(path)
-    labels = np.asarray(image.dataobj).astype(np.int16)
-    grid = Grid(labels.shape, image.affine, "scanner")
+    labels, grid = read_labels(path)
     truth = intracranial(labels)
     smaller = {name: shrink(labels) for name, shrink in SHRUNKEN.items()}
     larger = grown(labels)

@@ -151,26 +151,24 @@ def main() -> None:
     parser.add_argument("--coarse", type=int, default=20, help="scans of 2 mm")
     parser.add_argument("--images", type=int, default=1, help="images of each label map")
     options = parser.parse_args()
-    (options.out / "files").mkdir(parents=True, exist_ok=True)
     tools: dict[str, Measure] = {"hypodask": by_hypodask}
     if options.deepbet:
         tools["deepbet"] = partial(by_deepbet, options.deepbet)
     if options.samseg:
         tools["SAMSEG"] = partial(by_samseg, options.samseg)
     folder = options.out / "files"
+    folder.mkdir(parents=True, exist_ok=True)
     heads = [*scans(options.data, folder, options.coarse), *images(options.data, folder, options.images)]
     kept = options.out / "icv_peers.tsv"
-    known = (
-        set()
-        if not kept.exists()
-        else set(pd.read_csv(kept, sep="\t")[["file", "tool"]].itertuples(index=False, name=None))
-    )
+    known = pd.read_csv(kept, sep="\t") if kept.exists() else pd.DataFrame(columns=["file", "tool"])
+    done = set(zip(known["file"], known["tool"], strict=True))
     for (tool, measure), head in product(tools.items(), heads):
-        if (head.path.name, tool) not in known:
+        if (head.path.name, tool) not in done:
             row = {"file": head.path.name, "tool": tool, "icv_ml": measure(head.path)}
             row |= {"brain": head.brain, "true_ml": head.true_ml}
-            table = pd.DataFrame([row])
-            table.to_csv(kept, sep="\t", index=False, header=not kept.exists(), mode="a", float_format="%.3f")
+            pd.DataFrame([row]).to_csv(
+                kept, sep="\t", index=False, header=not kept.exists(), mode="a", float_format="%.3f"
+            )
             print(*row.values(), flush=True)
     table = pd.read_csv(kept, sep="\t")
     print(markdown(compared(table)), markdown(against_truth(table)), sep="\n\n")

@@ -62,6 +62,9 @@ FEET_JITTER = 12 / CONTEXT_SCALE_MM
 """Standard deviation of the feet that are told: which part of the skull a normal is in helps, but where a skull usually
 is must not be told, or the border would be guessed again."""
 
+MEASURED_AGAIN = (("0.1.2", "0.6.0"), ("0.1.1", "0.5.0"))
+"""Versions whose weights are those of 0.1.0, and the outlines that they moved."""
+
 GRID = BORDER_GEOMETRY.grid
 
 
@@ -178,10 +181,6 @@ def shares(places_mm: Float[Array, "n"]) -> Float[Array, "n place"]:
 def unlikeliness(answer: Float[Array, "n place"], truth: Float[Array, "n place"]) -> Float[Array, ""]:
     """Cross-entropy over the places of a normal."""
     return -(truth * jax.nn.log_softmax(answer)).sum(axis=-1).mean()
-
-
-MEASURED_AGAIN = (("0.1.2", "0.6.0"), ("0.1.1", "0.5.0"))
-"""Versions whose weights are those of 0.1.0, and the outlines that they moved."""
 
 
 def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:

@@ -22,7 +22,7 @@ from hypodask.alignment.train import stored_grid as marked_grid
 from hypodask.grid import transform_points
 from hypodask.network.learn import Schedule, learn
 from hypodask.network.weights import ModelCard, save_weights
-from hypodask.recipes.figures import made
+from hypodask.recipes.figures import made, name_of
 from hypodask.recipes.versions import Scanner, blurred, sharp, softer, versions_of
 from hypodask.resample import resample
 from hypodask.scan import read_scan
@@ -50,7 +50,7 @@ NEVER_LEARNT = ("colin27_ch2.nii.gz", "tpl-MNI152NLin2009cAsym_res-01_T1w.nii.gz
 
 def marked_head(path: Path, folder: Path) -> dict[str, ndarray]:
     """One real head in the AC-PC space that the raters' marks say, on the training grid; kept in ``folder``."""
-    kept = folder / f"{path.name.split('.')[0]}.npz"
+    kept = folder / f"{name_of(path)}.npz"
     if not kept.exists():
         scan = read_scan(path)
         found = register_template(scan).acpc_from_scanner
@@ -92,7 +92,7 @@ def train_commissures(data: Path, work: Path, *, steps: int, leave_out: tuple[st
     left out this measures: the distances to the raters' marks go to the log and to ``held-out.json``.
     """
     folder, paths = made(work / "commissures"), _marked_paths(data)
-    heads = {path.name.split(".")[0]: marked_head(path, folder) for path in paths}
+    heads = {name_of(path): marked_head(path, folder) for path in paths}
     kept = [head for name, head in heads.items() if name not in leave_out]
     run = made(work / f"commissures-{'without-' + '-'.join(leave_out) if leave_out else 'all'}"[:120])
     draw = commissure_drawer(marked_heads([*kept, marked_template()]), batch=24)
@@ -100,9 +100,7 @@ def train_commissures(data: Path, work: Path, *, steps: int, leave_out: tuple[st
     model = learn(draw, place_loss, COMMISSURE_NETWORK, Schedule(steps=steps), checkpoint=checkpoint)
     save_weights(run / "commissures.safetensors", model, _commissure_card(len(kept), steps, work))
     look = looker(model)
-    figures = {
-        path.name.split(".")[0]: _distances(path, heads, look) for path in paths if path.name.split(".")[0] in leave_out
-    }
+    figures = {name_of(path): _distances(path, heads, look) for path in paths if name_of(path) in leave_out}
     (run / "held-out.json").write_text(json.dumps(figures, indent=1))
     for name, figure in figures.items():
         log.info("%s: AC %.2f mm, PC %.2f mm", name, figure["ac_mm"], figure["pc_mm"])
@@ -117,7 +115,7 @@ def _marked_paths(data: Path) -> list[Path]:
 
 def _distances(path: Path, heads: dict[str, dict[str, ndarray]], look: Looker) -> dict[str, float]:
     """Distances of the commissures found in a head from the raters' marks, after two looks."""
-    scan, pose = read_scan(path), heads[path.name.split(".")[0]]["found"]
+    scan, pose = read_scan(path), heads[name_of(path)]["found"]
     for _ in range(2):
         found = find_commissures(scan.data, scan.grid, pose, look=look)
         places = transform_points(np.linalg.inv(pose), np.array([found.ac_mm, found.pc_mm]))

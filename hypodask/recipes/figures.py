@@ -28,6 +28,11 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def name_of(path: Path) -> str:
+    """A head's name: that of its file without suffixes."""
+    return path.name.split(".")[0]
+
+
 def write_figures(path: Path, figures: Figures) -> None:
     path.write_text(json.dumps(figures, indent=1))
     for name, figure in figures.items():

@@ -24,7 +24,16 @@ from hypodask.network.learn import Schedule
 from hypodask.network.unet import UNetConfig
 from hypodask.network.weights import InputGeometry, ModelCard, save_weights
 from hypodask.recipes.calibration import calibrated, fitted_offset, shifted
-from hypodask.recipes.figures import Figures, held_out, made, relative_error, summary, whole_card, write_figures
+from hypodask.recipes.figures import (
+    Figures,
+    held_out,
+    made,
+    name_of,
+    relative_error,
+    summary,
+    whole_card,
+    write_figures,
+)
 from hypodask.recipes.versions import SLICE_MM, Scanner, in_slices, sharp, softer, versions_of
 from hypodask.resample import resample
 from hypodask.scan import read_scan
@@ -114,11 +123,6 @@ def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndar
 
 def _kept_head(path: Path, folder: Path) -> Path:
     return folder / f"{name_of(path)}.npz"
-
-
-def name_of(path: Path) -> str:
-    """A head's name: that of its file without suffixes."""
-    return path.name.split(".")[0]
 
 
 def _keep_head(path: Path, weights: Path, folder: Path) -> None:

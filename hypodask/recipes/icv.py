@@ -22,7 +22,7 @@ from hypodask.network.augment import Variation
 from hypodask.network.learn import Precision, Schedule, learn
 from hypodask.network.volume_unet import VolumeUNetConfig
 from hypodask.network.weights import ModelCard, load_weights, save_weights
-from hypodask.recipes.figures import Figures, made, summary, whole_card, write_figures
+from hypodask.recipes.figures import Figures, made, name_of, summary, whole_card, write_figures
 from hypodask.resample import resample
 from hypodask.scan import Scan
 from hypodask.segmentation.border import BORDER_GEOMETRY
@@ -72,7 +72,7 @@ def train_icv(data: Path, work: Path, *, steps: int, leave_out: tuple[str, ...],
 
 def learnt_and_left_out(data: Path, folder: Path, leave_out: tuple[str, ...]) -> tuple[list[HeadMap], list[Path]]:
     """The label maps to learn from, kept in ``folder``, and the files of those to be measured on."""
-    paths = {path.name.split(".")[0]: path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
+    paths = {name_of(path): path for path in sorted((data / "label_maps").glob("*.nii.gz"))}
     maps = [stored_map(path, folder) for name, path in paths.items() if name not in leave_out]
     return maps, [path for name, path in paths.items() if name in leave_out]
 
@@ -86,7 +86,7 @@ def read_labels(path: Path) -> tuple[Integer[ndarray, "i j k"], Grid]:
 
 def stored_map(path: Path, folder: Path) -> HeadMap:
     """A label map as it is learnt from, posed as hypodask poses a scan of it; kept in ``folder``."""
-    kept = folder / f"{path.name.split('.')[0]}.npz"
+    kept = folder / f"{name_of(path)}.npz"
     if not kept.exists():
         labels, grid = read_labels(path)
         pose = map_pose(labels, grid).acpc_from_scanner
@@ -118,7 +118,7 @@ def icv_agreement(network: Network, paths: list[Path]) -> Figures:
         alignment, truth = map_pose(labels, grid), cavity(labels)
         for image in range(IMAGES_OF_A_MAP):
             scan = synthetic_scan(labels, grid, seed=1000 + IMAGES_OF_A_MAP * number + image)
-            figures[f"{path.name.split('.')[0]} {image}"] = _agreement(network, scan, alignment, truth)
+            figures[f"{name_of(path)} {image}"] = _agreement(network, scan, alignment, truth)
     return figures
 
 
