@@ -16,7 +16,7 @@ from hypodask.cluster import process
 from hypodask.cohort import Cohort
 from hypodask.errors import ResultsError
 from hypodask.grid import transform_points
-from hypodask.location import Location
+from hypodask.location import Location, absolute
 from hypodask.phantom.cohort import EFFECT_PERCENT, GROUPS, TRUTH_FOLDER, simulate_cohort
 from hypodask.report import write
 from hypodask.store import read_record
@@ -64,7 +64,7 @@ def run_demo(
     console = Console()
     scans, workers = scans or SCANS, workers or WORKERS
     console.print(f"Simulating {scans} heads in three groups, patients' hypothalami {EFFECT_PERCENT:g} % smaller ...")
-    bids = simulate_cohort(Path(out) / "bids", scans, seed=seed, workers=workers)
+    bids = simulate_cohort(Path(absolute(out)) / "bids", scans, seed=seed, workers=workers)
     results = process(Cohort.from_bids(bids), out, workers=workers)
     page = write(results, out)
     show(results, console)

@@ -25,7 +25,9 @@
     ├── OutlineError (ValueError)          an outline drawn by hand cannot be learnt from; the others are
     ├── ModelError (ValueError)            a weights file is missing, damaged or of another kind
     ├── TransformError (ValueError)        a file of a transform cannot be read or written
-    ├── StoreError (OSError)               a store is incomplete, damaged or not ours
+    ├── LocationError (ValueError)         a path or URL that must not be opened, written or deleted
+    ├── OutputError (OSError)              the output cannot be written
+    ├── StoreError (OSError)               a file of the output is missing, damaged or not ours
     ├── ResultsError (ValueError)          the results dataset lacks what an analysis needs
     └── ClusterError (RuntimeError)        the cluster, not a scan, went wrong
         └── ScanTimeoutError               a scan did not come to an end
@@ -127,8 +129,16 @@ class TransformError(HypodaskError, ValueError):
     """A file of a transform cannot be read or written."""
 
 
+class LocationError(HypodaskError, ValueError):
+    """A path or URL that must not be opened, written or deleted."""
+
+
+class OutputError(HypodaskError, OSError):
+    """The output cannot be written."""
+
+
 class StoreError(HypodaskError, OSError):
-    """A store is incomplete, damaged or not one of ours."""
+    """A file of the output is missing, damaged or not one of ours."""
 
 
 class ResultsError(HypodaskError, ValueError):

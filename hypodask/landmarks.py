@@ -15,12 +15,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from hypodask.errors import LandmarkError
+from hypodask.errors import LandmarkError, LocationError
+from hypodask.location import Location, is_url
 
 Point = tuple[float, float, float]
 Affine = Float[ndarray, "4 4"]
@@ -147,18 +147,22 @@ def _point(numbers: Any, what: str) -> Point:
 
 
 def _text(name: str) -> str:
-    if "://" not in name and stat.S_IFMT(_mode(name)) not in (0, stat.S_IFREG, stat.S_IFDIR):
+    if not is_url(name) and stat.S_IFMT(_mode(name)) not in (0, stat.S_IFREG, stat.S_IFDIR):
         # Opening a pipe would wait for ever, and a device such as /dev/zero would never end.
         raise LandmarkError("a pipe or device was given for landmarks; a regular file is needed: copy it there")
     try:
-        with fsspec.open(name, "rb") as file:
+        with Location(name).open() as file:
             content = bytes(file.read(MAX_BYTES + 1))
     except FileNotFoundError:
         raise LandmarkError("there is no such file of landmarks; correct the path") from None
     except IsADirectoryError:
         raise LandmarkError("a folder was given as a file of landmarks; give the file in it") from None
     except PermissionError:
-        raise LandmarkError("nobody allowed us to read the file of landmarks; grant this user access to it") from None
+        raise LandmarkError("permission denied for the file of landmarks; grant this user access to it") from None
+    except LocationError as err:
+        raise LandmarkError(f"the file of landmarks cannot be opened: {err}") from err
+    except ValueError as err:
+        raise LandmarkError(f"the path of the landmarks cannot be opened ({err}); correct it") from err
     if len(content) > MAX_BYTES:
         raise LandmarkError(f"the file of landmarks has more than {MAX_BYTES:,} bytes; give one of points alone")
     try:

@@ -277,7 +277,11 @@ def test_missing_objects_of_a_bucket_are_refused():
         file.write(b"")
     assert len(Cohort.from_files(["memory://store/a.nii"])) == 1
     refused(["1 problem ", "b.nii"], Cohort.from_files, ["memory://store/a.nii", "memory://store/b.nii"])
-    refused("cannot be opened", Cohort.from_files, ["nonsense://store/a.nii"])
+
+
+def test_what_cannot_even_be_looked_at_is_left_to_the_worker_and_stops_nobody_else(files):
+    odd = ["nonsense://store/b.nii", "zip://x::/nope.zip", "reference://x", "/data/a\0c.nii"]
+    assert len(Cohort.from_files([files / "raw" / "a.nii.gz", *odd])) == 1 + len(odd)
 
 
 @pytest.mark.parametrize("name", [*VARIABLES, "Status", "structure", "scan", "a/b", "__x"])

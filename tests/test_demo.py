@@ -16,7 +16,7 @@ from hypodask.dataset import assemble
 from hypodask.phantom import hypothalamus
 from hypodask.phantom.cohort import group_sizes, simulate_cohort
 from hypodask.phantom.head import HeadOptions
-from hypodask.store import write_record
+from hypodask.store import mark_done, write_record
 
 GROUPS = np.repeat(["control", "ALS", "PLS"], [10, 12, 8])
 TRUE_MM3 = np.random.default_rng(0).normal(800, 60, 30) * np.where(GROUPS == "control", 1.0, 0.88)
@@ -79,6 +79,7 @@ def test_distances_of_commissures_come_from_the_stores(tmp_path: Path) -> None:
     acpc_from_scanner = np.eye(4)
     acpc_from_scanner[:3, 3] = -1.0, -2.0, -3.0
     write_record(str(tmp_path / "scans/one"), "alignment", {"acpc_from_scanner": acpc_from_scanner.tolist()})
+    mark_done(str(tmp_path / "scans/one"), {})
     truth = {"participant_id": "sub-000", "ac_x_mm": 1.0, "ac_y_mm": 2.0, "ac_z_mm": 3.5}
     truth |= {"pc_x_mm": 1.0, "pc_y_mm": -24.0, "pc_z_mm": 3.0}
     folder = tmp_path / "bids" / "derivatives" / "phantom"

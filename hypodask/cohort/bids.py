@@ -8,15 +8,14 @@ cloudpathlib and not fsspec, and it brings the BIDS schema along.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import pandas as pd
 
 from hypodask.cohort.ids import entities, scan_stem
 from hypodask.cohort.tables import infer_types, join, read_text
 from hypodask.errors import CohortError
+from hypodask.location import Location
 
 PATTERNS = ("sub-*/anat/*_T1w.*", "sub-*/ses-*/anat/*_T1w.*")
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -36,7 +35,7 @@ def find_scans(root: str) -> pd.DataFrame:
     CohortError
         If there is no such folder, or no T1w image in it.
     """
-    if not _is_folder(root):
+    if not Location(root).is_folder():
         raise CohortError(f"there is no folder {root}; the root of a BIDS dataset is needed: correct the path")
     files = sorted(file for pattern in PATTERNS for file in matching_files(root, pattern))
     rows = [_describe(root, file) for file in files]
@@ -51,17 +50,7 @@ def find_scans(root: str) -> pd.DataFrame:
 
 def matching_files(root: str, pattern: str) -> Iterator[str]:
     """Paths below the root, folder or URL, with forward slashes."""
-    if "://" not in root:
-        return (path.relative_to(root).as_posix() for path in Path(root).glob(pattern))
-    system, base = fsspec.url_to_fs(root)
-    return (PurePosixPath(path).relative_to(base).as_posix() for path in system.glob(f"{base}/{pattern}"))
-
-
-def _is_folder(root: str) -> bool:
-    if "://" not in root:
-        return Path(root).is_dir()
-    system, base = fsspec.url_to_fs(root)
-    return bool(system.isdir(base))
+    return Location(root).glob(pattern)
 
 
 def _describe(root: str, file: str) -> dict[str, str]:
@@ -99,7 +88,7 @@ def strip_label(label: Any, prefix: str) -> str:
 def read_participants(root: str) -> pd.DataFrame:
     """participants.tsv as text, ``participant_id`` with ``sub-``; empty if there is none."""
     path = join(root, "participants.tsv")
-    if not _exists(path):
+    if not Location(path).exists():
         return pd.DataFrame({"participant_id": pd.Series(dtype=object)})
     return _keyed(read_text(path, missing=_MISSING), path, "participant_id", "sub")
 
@@ -130,12 +119,11 @@ def _keyed(table: pd.DataFrame, path: str, key: str, prefix: str) -> pd.DataFram
 def read_dictionary(root: str) -> dict[str, dict[str, Any]]:
     """participants.json: levels, units and descriptions by column; empty if there is none."""
     path = join(root, "participants.json")
-    if not _exists(path):
+    if not Location(path).exists():
         return {}
     try:
-        with fsspec.open(path, "rb") as file:
-            found = json.loads(file.read())
-    except ValueError as err:
+        found = json.loads(Location(path).read())
+    except (ValueError, RecursionError) as err:
         raise CohortError(f"{path} is not JSON ({err}); correct or remove it") from err
     if not isinstance(found, dict):
         raise CohortError(f"{path} holds no object by column; correct or remove it")
@@ -154,10 +142,3 @@ def merge_covariates(
     for name in found.columns.drop(["participant_id", "session"]):
         both[name] = found[name].combine_first(both[name]) if name in both else found[name]
     return infer_types(both, text=frozenset({*scans, *coded, "site"}))
-
-
-def _exists(path: str) -> bool:
-    if "://" not in path:
-        return Path(path).is_file()
-    system, base = fsspec.url_to_fs(path)
-    return bool(system.exists(base))

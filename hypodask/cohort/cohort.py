@@ -33,6 +33,7 @@ from hypodask.cohort.problems import (
 from hypodask.cohort.tables import as_text, join, read_table
 from hypodask.errors import CohortError
 from hypodask.landmarks import Landmarks
+from hypodask.location import absolute, is_url
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ class Cohort:
             If there is no T1w scan, a label is unknown, two files claim one id, a link leads nowhere, or an id
             is not safe.
         """
-        folder = _absolute(root)
+        folder = absolute(root)
         participants = read_participants(folder)
         scans, unknown = _only(find_scans(folder), participant_labels)
         problems = unknown + [problem for problem in scans.pop("problem") if problem]
         # Listed files exist, but for links that lead nowhere; a bucket has no links.
-        local = [path for path in scans["path"] if "://" not in path]
+        local = [path for path in scans["path"] if not is_url(path)]
         refuse(problems + repeated_ids(scans) + missing_files(local), folder)
         dictionary = read_dictionary(folder)
         coded = frozenset(name for name, entry in dictionary.items() if "Levels" in entry)
@@ -155,9 +156,9 @@ class Cohort:
             If the column is absent, a file is missing, ids are repeated or unsafe, or a covariate has the name
             of a result.
         """
-        given = table.copy() if isinstance(table, pd.DataFrame) else read_table(_absolute(table))
+        given = table.copy() if isinstance(table, pd.DataFrame) else read_table(absolute(table))
         given = _with_paths(given.rename(columns=str).reset_index(drop=True))
-        folder = _absolute(root) if root is not None else _folder_of(table)
+        folder = absolute(root) if root is not None else _folder_of(table)
         paths = [join(folder, path) for path in as_text(given["path"])]
         # Before they are a column again: pandas holds no such text.
         refuse(path_problems(paths), "this table")
@@ -176,22 +177,18 @@ class Cohort:
         """
         if isinstance(paths, (str, os.PathLike)):
             raise CohortError(f"one path was given, {os.fspath(paths)}; a list is needed: write [path]")
-        absolute = [_absolute(path) for path in paths]
-        if not absolute:
+        found = [absolute(path) for path in paths]
+        if not found:
             raise CohortError("the list of files is empty; give at least one path")
-        refuse(path_problems(absolute), "this list")
-        return _from_paths(pd.DataFrame({"path": absolute}))
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    return text if "://" in text or not text else str(Path(text).absolute())
+        refuse(path_problems(found), "this list")
+        return _from_paths(pd.DataFrame({"path": found}))
 
 
 def _folder_of(table: str | os.PathLike[str] | pd.DataFrame) -> str:
     if isinstance(table, pd.DataFrame):
         return str(Path.cwd())
-    return _absolute(table).rsplit("/", 1)[0] if "://" in os.fspath(table) else str(Path(_absolute(table)).parent)
+    path = absolute(table)
+    return path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:

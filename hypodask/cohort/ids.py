@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 MAX_LENGTH = 128
-"""Characters; file systems allow 255 bytes, and a suffix follows."""
+"""Characters of an id."""
+MAX_BYTES = 180
+"""File systems allow names of 255 bytes; what follows the id takes at most 75 of them."""
 _FORBIDDEN = frozenset('/\\:*?"<>|#%[]{}')
 """Separators, wildcards, and what Windows or URLs give a meaning of their own."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -23,7 +25,8 @@ def file_stem(path: str) -> str:
     >>> file_stem("s3://study/sub-01_T1w.nii.gz")
     'sub-01_T1w'
     """
-    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    # No file can have such a name, but its row needs an id: it will say that the path cannot be opened.
+    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1].replace("\0", "-")
     for suffix in _SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -62,12 +65,13 @@ def scan_id(participant_id: str, session: str, run: str) -> str:
 
 
 def participant_of(scan: str) -> str:
-    """What undoes :func:`scan_id`: the participant of a scan.
+    """The participant of a scan, by its id.
 
-    >>> participant_of("sub-01_ses-2_run-1"), participant_of("colin27_ch2")
-    ('sub-01', 'colin27_ch2')
+    >>> participant_of("sub-01_ses-2_acq-hires_run-1"), participant_of("P7_ses-2"), participant_of("colin27_ch2")
+    ('sub-01', 'P7', 'colin27_ch2')
     """
-    return re.sub(r"(_ses-[^_]+)?(_run-[^_]+)?$", "", scan)
+    found = entities(scan)
+    return f"sub-{found['sub']}" if found else re.sub(r"(_ses-[^_]+)?(_run-[^_]+)?$", "", scan)
 
 
 def id_danger(name: str) -> str:
@@ -85,8 +89,10 @@ def id_danger(name: str) -> str:
         return "it begins or ends with a dot, or holds two in a row"
     if name != name.strip():
         return "it begins or ends with a space"
-    if len(name) > MAX_LENGTH or len(name.encode()) > 200:
+    if len(name) > MAX_LENGTH:
         return f"it has {len(name)} characters, of {MAX_LENGTH} allowed"
+    if len(name.encode()) > MAX_BYTES:
+        return f"it has {len(name.encode())} bytes, of {MAX_BYTES} allowed, as file names have at most 255"
     if _RESERVED.fullmatch(name):
         return "Windows reserves this name"
     return ""

@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import fsspec
 import pandas as pd
 
 from hypodask.cohort.ids import id_danger, repeated
 from hypodask.errors import CohortError
+from hypodask.location import Location, is_url
 from hypodask.variables import VARIABLES
 
 COLUMNS = ("scan", "path", "participant_id", "session", "run", "site")
@@ -77,14 +77,13 @@ def shared_files(table: pd.DataFrame) -> list[str]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """A problem for each path with nothing there. Whether it can be read, the worker finds out."""
+    """A problem for each path with nothing there.
+
+    What cannot even be looked at is left to the worker, which gives a failed row for it.
+    """
     paths = list(paths)
     with ThreadPoolExecutor(_REMOTE_CHECKS) as pool:
-        remote = dict(
-            zip(found := [path for path in paths if "://" in path], pool.map(_url_exists, found), strict=True)
-        )
-    # os.path.exists, since Path.exists raises for names that are too long.
-    there = [remote[path] if path in remote else os.path.exists(path) for path in paths]  # noqa: PTH110
+        there = list(pool.map(_may_exist, paths))
     return [
         f"{path}: there is no such file; correct the path, or fetch it (datalad get)"
         for path, exists in zip(paths, there, strict=True)
@@ -92,12 +91,15 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     ]
 
 
-def _url_exists(url: str) -> bool:
+def _may_exist(path: str) -> bool:
+    if not is_url(path):
+        # os.path.exists, since Path.exists raises for names that are too long.
+        return "\0" in path or os.path.exists(path)  # noqa: PTH110
     try:
-        system, path = fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as err:
-        raise CohortError(f"{url} cannot be opened ({err}); for s3:// install hypodask[s3]") from err
-    return bool(system.exists(path))
+        return Location(path).exists()
+    except Exception:
+        # No credentials, no such protocol, no network: one scan that cannot be read must not cost the study.
+        return True
 
 
 def refuse(problems: list[str], where: str) -> None:

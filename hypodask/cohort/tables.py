@@ -5,10 +5,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 
-from hypodask.errors import CohortError
+from hypodask.errors import CohortError, LocationError
+from hypodask.location import Location, absolute, is_url
 
 MISSING = ("n/a", "N/A", "NA", "NaN", "nan", "")
 """Cells that mean missing. ``n/a`` is BIDS; the rest is what R, pandas and spreadsheets write."""
@@ -33,8 +33,8 @@ def read_text(path: str, *, missing: tuple[str, ...] = MISSING) -> pd.DataFrame:
     """
     suffix = path.lower().rsplit(".", 1)[-1]
     try:
-        # Not pandas' own way to open paths, so that any URL works and a path is never taken for a URL.
-        with fsspec.open(path, "rb") as file:
+        # Not pandas' own way to open paths: a path is never taken for a URL.
+        with Location(path).open() as file:
             if suffix == "parquet":
                 return pd.read_parquet(file)
             if suffix in ("csv", "tsv", "txt"):
@@ -43,6 +43,8 @@ def read_text(path: str, *, missing: tuple[str, ...] = MISSING) -> pd.DataFrame:
         raise CohortError(f"there is no table {path}; correct the path") from err
     except IsADirectoryError as err:
         raise CohortError(f"{path} is a folder; a table is needed, or Cohort.from_bids for a BIDS folder") from err
+    except LocationError:
+        raise
     except (ValueError, pd.errors.ParserWarning) as err:
         raise CohortError(f"{path} cannot be read as a table ({err}); save it as UTF-8 text or Parquet") from err
     raise CohortError(f"{path} is no .csv, .tsv, .txt or .parquet; save the table as one of these")
@@ -101,11 +103,11 @@ def _text(value: Any) -> str:
 
 
 def join(folder: str, path: str) -> str:
-    """A path relative to a folder, either of which may be a URL; an absolute path stays as it is.
+    """A path relative to a folder, either of which may be a URL; an absolute path stays as it is, ``~`` expanded.
 
     >>> join("s3://study/raw", "sub-01.nii"), join("/raw", "/other/sub-01.nii")
     ('s3://study/raw/sub-01.nii', '/other/sub-01.nii')
     """
-    if not path or "://" in path or Path(path).is_absolute():
-        return path
-    return f"{folder.rstrip('/')}/{path}" if "://" in folder else str(Path(folder, path))
+    if not path or is_url(path) or Path(path).is_absolute() or path.startswith("~"):
+        return absolute(path)
+    return f"{folder.rstrip('/')}/{path}" if is_url(folder) else str(Path(folder, path))

@@ -18,6 +18,7 @@ from isal import igzip
 from numpy.random import Generator
 
 from hypodask.errors import CohortError
+from hypodask.location import absolute
 from hypodask.phantom.head import DEFAULT_OPTIONS, HeadOptions, simulate_head
 from hypodask.phantom.hypothalamus import SCALE_LIMITS
 from hypodask.phantom.imaging import nifti_image
@@ -160,7 +161,7 @@ def simulate_cohort(
     ModelError
         If the template's hypothalamus is not installed.
     """
-    folder = Path(folder)
+    folder = Path(absolute(folder))
     people = draw_people(n, seed=seed, effect_percent=effect_percent, options=options)
     _refuse_strangers(folder, people)
     truths = list(_simulate_all(people, folder, workers, outlines))

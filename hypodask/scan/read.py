@@ -8,13 +8,14 @@ import numpy as np
 from numpy import ndarray
 
 from hypodask.errors import OversizeScanError, ScanError, UnreadableScanError
+from hypodask.location import absolute, is_url
 from hypodask.scan.checks import check_geometry, check_intensities, check_place, check_size
 from hypodask.scan.dicom import converted_series, is_dicom
 from hypodask.scan.layout import Layout
 from hypodask.scan.mgh import is_mgh, nifti_header, read_mgh_layout
 from hypodask.scan.nifti import is_nifti, read_nifti_layout
 from hypodask.scan.scan import Scan
-from hypodask.scan.source import GZIP, Source, is_url, open_file
+from hypodask.scan.source import GZIP, Source, open_file
 
 MAX_HEADER_BYTES = 2**26
 """Header with extensions; a DICOM header kept as an extension takes about 100 kB."""
@@ -30,7 +31,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     Parameters
     ----------
     path
-        A local path, or any URL that fsspec opens (``s3://``, ``gs://``, ``https://`` ...).
+        A local path, or a URL (``s3://``, ``gs://``, ``az://``; others as docs/safety.md says).
 
     Returns
     -------
@@ -62,7 +63,7 @@ def read_label_map(path: str | os.PathLike[str]) -> Scan:
     Parameters
     ----------
     path
-        NIfTI or MGH, a local path or any URL that fsspec opens.
+        NIfTI or MGH, a local path or a URL, as for :func:`read_scan`.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def _named(path: str | os.PathLike[str], read: Callable[[str], Scan]) -> Scan:
     """A scan, or an error that begins with its path."""
     name = os.fspath(path)
     try:
-        return read(name)
+        return read(absolute(name) if is_url(name) or name.startswith("~") else name)
     except ScanError as err:
         raise type(err)(f"{name}: {err}") from err
 

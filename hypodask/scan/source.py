@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from isal import isal_zlib
 from isal.igzip import BadGzipFile, IGzipFile
 
-from hypodask.errors import MissingScanError, ScanError, TruncatedScanError, UnreadableScanError
+from hypodask.errors import LocationError, MissingScanError, ScanError, TruncatedScanError, UnreadableScanError
+from hypodask.location import Location, is_url
 
 CHUNK_BYTES = 2**20
 MAX_DEFLATE_RATIO = 1032
@@ -27,15 +27,6 @@ GZIP = b"\x1f\x8b"
 _DAMAGED: Any = (BadGzipFile, isal_zlib.error)
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is for fsspec to open.
-
-    >>> is_url("s3://bucket/sub-01_T1w.nii.gz"), is_url("/data/sub-01_T1w.nii.gz")
-    (True, False)
-    """
-    return "://" in path or "::" in path
-
-
 @contextmanager
 def open_file(path: str) -> Iterator[BinaryIO]:
     """Open a local path or a URL for reading; what is wrong with the path is a ScanError.
@@ -43,17 +34,17 @@ def open_file(path: str) -> Iterator[BinaryIO]:
     Faults of network and disk pass as they are, since a second try may succeed.
     """
     try:
-        file = fsspec.open(path, "rb").open() if is_url(path) else _open_local(path)
+        file = _open_url(path) if is_url(path) else _open_local(path)
     except ScanError:
         raise
     except FileNotFoundError as err:
         raise MissingScanError(_missing(path)) from err
     except PermissionError as err:
-        raise UnreadableScanError("nobody allowed us to read the file; grant this user access to it") from err
+        raise UnreadableScanError("permission denied; grant this user access to the file") from err
     except IsADirectoryError as err:
         raise UnreadableScanError("this is a folder; the file of one scan is needed") from err
-    except (ImportError, ValueError) as err:
-        raise UnreadableScanError(f"the path cannot be opened ({err}); for s3:// install hypodask[s3]") from err
+    except ValueError as err:
+        raise UnreadableScanError(f"the path cannot be opened ({err}); correct it") from err
     except OSError as err:
         if err.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
             raise
@@ -82,6 +73,14 @@ def _written(file: Any) -> tuple[int, int] | None:
         return None
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
+
+
+def _open_url(path: str) -> Any:
+    """An object, open for reading; what its store's library says is a ScanError, but for faults of the network."""
+    try:
+        return Location(path).open()
+    except LocationError as err:
+        raise UnreadableScanError(str(err)) from err
 
 
 def _open_local(path: str) -> BinaryIO:

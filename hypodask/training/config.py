@@ -5,6 +5,7 @@ A name that is not known, a value of another type and a path that leads nowhere 
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
@@ -14,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from hypodask.errors import TrainingError
+from hypodask.location import absolute, is_url
 from hypodask.network.augment import Variation
 from hypodask.network.learn import Schedule
 from hypodask.network.weights import KERAS_SUFFIXES, SUFFIX
@@ -139,7 +141,7 @@ def read_config(path: str | PathLike[str]) -> TrainingConfig | RecipeConfig:
         If there is no such file, it is no TOML, a name is unknown, a value is missing or of another type, or values
         contradict each other.
     """
-    path = Path(path)
+    path = Path(absolute(path))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
@@ -161,7 +163,7 @@ def resolved(config: Config, folder: Path) -> Config:
     """The same run with its relative paths made absolute."""
     values = {item.name: getattr(config, item.name) for item in fields(cast(Any, config))}
     changed = {
-        name: resolved(value, folder) if is_dataclass(value) else str(folder / value)
+        name: resolved(value, folder) if is_dataclass(value) else str(folder / os.path.expanduser(value))  # noqa: PTH111 - never raises
         for name, value in values.items()
         if is_dataclass(value) or _is_relative(name, value)
     }
@@ -170,7 +172,7 @@ def resolved(config: Config, folder: Path) -> Config:
 
 def _is_relative(name: str, value: Any) -> bool:
     is_path = name in PATHS or (name == "start" and value.endswith((SUFFIX, *KERAS_SUFFIXES)))
-    return is_path and bool(value) and "://" not in value
+    return is_path and bool(value) and not is_url(value)
 
 
 def to_toml(config: object) -> str:
