@@ -34,6 +34,7 @@ def simulate() -> Head:
     path, url = str(folder / "head_T1w.nii.gz"), str(folder / "head.nii.zarr")
     nib.save(nib.Nifti1Image(scan.stored, np.array(scan.grid.space_from_vox)), path)
     store.write_scan(url, scan)
+    store.mark_done(url, {})
     return Head(path, url, scan, hypodask.align(scan))
 
 

@@ -2,21 +2,26 @@
 
 In an output folder they are kept as::
 
-    cohort.parquet              the table of scans as the run was given it
+    cohort.parquet              the table of scans as the run was given it; its digest is in cohort.parquet.sha256
     journal/                    what each scan became, see :mod:`hypodask.journal`
-    results.json                names the results in force
+    results.json                names the results in force, and the digest of their manifest
     results-<time>.zarr         the dataset, written once and never changed
+    results-<time>.json         its manifest: a digest of every file in it, and of the tables
     volumes.tsv, volumes.json   one row per scan, and what each column means
     volumes.parquet             tidy: one row per scan and structure
     scans/                      a store per scan, see :mod:`hypodask.store`
+
+Every reader takes the files whole, compares them with their digests and decodes what it compared. Of the results that
+newer ones replaced, the last stay for readers who are in the middle of them; their manifest is then called
+``results-<time>.old.json``, so that a pointer to them is known to be an old one.
 """
 
-import json
 import re
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,14 +30,17 @@ import pandas as pd
 import xarray as xr
 from numpy import ndarray
 from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
 from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from hypodask.errors import CohortError, ResultsError
-from hypodask.journal import flat_table, latest, read_journal, read_parquet, to_parquet
+from hypodask.digests import SEAL, decoded, encoded, read_sealed, sha256_of, write_sealed
+from hypodask.errors import CohortError, ResultsError, StoreError
+from hypodask.journal import flat_table, journal_problems, latest, parsed_parquet, read_journal, to_parquet
 from hypodask.labels import STRUCTURES
-from hypodask.location import Location
-from hypodask.store import verify_store
+from hypodask.location import TEMPORARY, Location
+from hypodask.row import Row
+from hypodask.store import read_done, verify_store
 from hypodask.variables import RESULTS, VARIABLES, Variable
 
 ALWAYS = ("hypothalamus", "icv")
@@ -41,11 +49,26 @@ ALWAYS = ("hypothalamus", "icv")
 LONG_TEXT = ("reason", "warnings", "sha256", "store", "path", "landmarks")
 """Left out of the tidy table, which would repeat them for every structure."""
 
-RESULTS_NAME = re.compile(r"results-[\w-]+\.zarr")
+RESULTS_NAME = re.compile(r"results-\d{8}T\d{6}-[0-9a-f]{6}\.zarr")
 """Names of results within an output."""
 
+LEGACY_RECORD = re.compile(r"runs/\d{8}T\d{6}\.\d{6}Z\.json")
+"""Records of calls of version 0.1.0, which have no digests."""
+
+OLD_RESULTS = re.compile(r"(results-\d{8}T\d{6}-[0-9a-f]{6})\.old\.json")
+
+TABLES = ("volumes.tsv", "volumes.json", "volumes.parquet")
+
+AGAIN = "process the cohort again to remake it"
+
+OF_THE_RUN = ("attempts", "peak_memory_mib")
+"""Fields of a row that its worker adds after the store was finished."""
+
+LOOKS = 20
+"""How often results are read anew because newer ones came meanwhile; then the older ones are taken, which are whole."""
+
 READERS = 16
-"""Stores checked at a time; not tuned."""
+"""Files read and stores checked at a time; not tuned."""
 
 
 def assemble(cohort_table: pd.DataFrame, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> xr.Dataset:
@@ -112,7 +135,11 @@ def check_columns(cohort_table: pd.DataFrame) -> None:
 def save_cohort(url: str, cohort_table: pd.DataFrame) -> None:
     """Keep the table of scans in the output."""
     typed = pd.DataFrame({name: _typed(cohort_table[name]) for name in cohort_table.columns})
-    Location(url).child("cohort.parquet").write(to_parquet(typed))
+    place, content = Location(url).child("cohort.parquet"), to_parquet(typed)
+    with suppress(FileNotFoundError, StoreError):
+        if read_sealed(place, AGAIN) == content:
+            return
+    write_sealed(place, content)
 
 
 def read_cohort(url: str) -> pd.DataFrame:
@@ -122,43 +149,100 @@ def read_cohort(url: str) -> pd.DataFrame:
     ------
     ResultsError
         If no run was started there.
+    StoreError
+        If the table is not as it was written.
     """
     place = Location(url).child("cohort.parquet")
-    if not place.exists():
-        raise ResultsError(f"no run was started in {url}: it has no cohort.parquet; process a cohort into it first")
-    return read_parquet(place)
+    try:
+        return parsed_parquet(read_sealed(place, AGAIN), place.url, AGAIN)
+    except FileNotFoundError:
+        raise ResultsError(
+            f"no run was started in {url}: it has no cohort.parquet; process a cohort into it first"
+        ) from None
 
 
-def finalise(url: str, dataset: xr.Dataset) -> None:
-    """Write the results of a study and make them the ones in force; older ones are removed.
+def finalise(url: str, dataset: xr.Dataset, *, check: Callable[[], None] = lambda: None) -> None:
+    """Write the results of a study and make them the ones in force.
 
-    The dataset goes under a new name, in bulk, and a pointer is swapped: a reader sees the old results
-    or the new ones, never a mixture.
+    The dataset goes under a new name, with a manifest of its digests, and a pointer is swapped: a reader sees the old
+    results or the new ones, never a mixture. The results that were in force until then stay, for readers who are in the
+    middle of them; those before are removed.
+
+    Parameters
+    ----------
+    check
+        Called right before the tables are written and before the pointer is swapped, to make sure that this process may
+        still do so.
     """
     place = Location(url)
-    name = f"results-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.zarr"
-    _write_zarr(place.child(name), dataset)
-    write_tables(url, dataset)
-    place.child("results.json").write(_json({"results": name}))
-    for older in place.names():
-        if RESULTS_NAME.fullmatch(older) and older != name:
-            place.child(older).delete()
+    stem = f"results-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    files, tables = _zarr_files(dataset), _tables(dataset)
+    manifest = encoded(
+        {
+            "files": {name: sha256_of(content) for name, content in files.items()},
+            "tables": {name: sha256_of(content) for name, content in tables.items()},
+        }
+    )
+    place.child(f"{stem}.zarr").write_objects(files)
+    place.child(f"{stem}.json").write(manifest)
+    check()
+    for name, content in tables.items():
+        place.child(name).write(content)
+    check()
+    place.child("results.json").write(encoded({"results": f"{stem}.zarr", "manifest_sha256": sha256_of(manifest)}))
+    _retire(place, stem)
 
 
-def _write_zarr(place: Location, dataset: xr.Dataset) -> None:
-    # Zarr asks an object store 400 times for the results of two scans, and waits each time: so it writes to memory,
-    # and the finished files go there at once.
+def _retire(place: Location, current: str) -> None:
+    """Mark the results that were in force as old, and remove those that were old already."""
+    names = place.names()
+    for name in names:
+        if old := OLD_RESULTS.fullmatch(name):
+            place.child(f"{old[1]}.zarr").delete()
+            place.child(name).delete()
+    for name in names:
+        stem = name.removesuffix(".json")
+        if name.endswith(".json") and RESULTS_NAME.fullmatch(f"{stem}.zarr") and stem != current:
+            place.child(f"{stem}.old.json").write(place.child(name).read())
+            place.child(name).delete()
+    left = {name.removesuffix(".old.json").removesuffix(".json") for name in place.names() if name.endswith(".json")}
+    for name in place.names():
+        if RESULTS_NAME.fullmatch(name) and name.removesuffix(".zarr") not in left:
+            place.child(name).delete()
+
+
+def drop_results(url: str, *, but_those_in_force: bool) -> None:
+    """Remove results, all of them or all but those in force; for a participant who leaves."""
+    place = Location(url)
+    kept = ""
+    if but_those_in_force:
+        kept = _pointer(place)[0].removesuffix(".zarr")
+    for name in place.names():
+        stem = name.removesuffix(".json").removesuffix(".old").removesuffix(".zarr")
+        if (RESULTS_NAME.fullmatch(f"{stem}.zarr") and (stem != kept or name.endswith(".old.json"))) or (
+            not kept and name in ("results.json", *TABLES)
+        ):
+            place.child(name).delete()
+
+
+def _zarr_files(dataset: xr.Dataset) -> dict[str, bytes]:
+    """The files of a Zarr store, made in memory.
+
+    They are digested before they are written; and an object store, which Zarr asks 400 times for the results of two
+    scans, is asked once for each file.
+    """
     files: dict[str, Buffer] = {}
-    store = MemoryStore(files) if place.folder is None else place.zarr_store()
     with warnings.catch_warnings():
         # Zarr v3 has yet to adopt consolidated metadata; without it opening reads every array's own.
         warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
-        _writable(dataset).to_zarr(store, mode="w", consolidated=True, zarr_format=3)
-    place.write_objects({name: file.to_bytes() for name, file in files.items()})
+        _writable(dataset).to_zarr(MemoryStore(files), mode="w", consolidated=True, zarr_format=3)
+    return {name: file.to_bytes() for name, file in files.items()}
 
 
 def open_results(url: str) -> xr.Dataset:
     """The results of a study, in memory.
+
+    Every file is compared with its digest. Where newer results come while they are read, the newer ones are read.
 
     Parameters
     ----------
@@ -168,35 +252,125 @@ def open_results(url: str) -> xr.Dataset:
     Raises
     ------
     ResultsError
-        If there are none.
+        If there are none, a file of them is missing or not as it was written, or they are of version 0.1.0, which kept
+        no digests.
     """
     place = Location(url)
+    looks = 0
+    while True:
+        pointer, looks = _pointer(place), looks + 1
+        try:
+            results = _read_results(place, *pointer)
+        except ResultsError:
+            if looks >= LOOKS or _pointer(place) == pointer:
+                raise
+            continue
+        if looks >= LOOKS or _pointer(place) == pointer:
+            return results
+
+
+def tables_are_whole(url: str) -> bool:
+    """Whether the tables beside the results in force are those that were written with them."""
+    place = Location(url)
     try:
-        name = json.loads(place.child("results.json").read())["results"]
+        known = _manifest(place, *_pointer(place))["tables"]
+        return all(sha256_of(place.child(name).read()) == digest for name, digest in known.items())
+    except (ResultsError, FileNotFoundError):
+        return False
+
+
+def scans_in_old_results(url: str, names: set[str]) -> set[str]:
+    """Scans of a person, by scan or ``participant_id``, in any results that can be read, old ones included."""
+    place, found = Location(url), set()
+    for name in place.names():
+        if RESULTS_NAME.fullmatch(name):
+            with suppress(Exception):  # whatever is wrong with them, they are removed whole
+                stored = xr.open_zarr(place.child(name).zarr_store(read_only=True), chunks=None, zarr_format=3).load()
+                scans = [str(scan) for scan in stored["scan"].to_numpy().tolist()]
+                people = stored["participant_id"].to_numpy().tolist() if "participant_id" in stored else scans
+                found |= {
+                    scan for scan, person in zip(scans, people, strict=True) if scan and {scan, str(person)} & names
+                }
+    return found
+
+
+def _pointer(place: Location) -> tuple[str, str]:
+    """The name of the results in force, and the digest of their manifest."""
+    here = place.child("results.json")
+    try:
+        known = decoded(here.read(), here.url, AGAIN)
     except FileNotFoundError:
-        raise ResultsError(f"there are no results in {url}: process a cohort into it, to the end, first") from None
-    except (ValueError, KeyError) as err:
-        raise ResultsError(f"{url}/results.json is damaged; process the cohort again to remake it") from err
-    if not RESULTS_NAME.fullmatch(str(name)):
         raise ResultsError(
-            f"{url}/results.json names {name!r}, no results of ours; process the cohort again to remake it"
+            f"there are no results in {place.url}: process a cohort into it, to the end, first"
+        ) from None
+    except StoreError as err:
+        raise ResultsError(str(err)) from err
+    if known.keys() == {"results"}:
+        raise ResultsError(
+            f"{place.url} was written by hypodask 0.1.0, whose results have no digests; process the cohort again: "
+            "volumes are made anew"
         )
+    name, digest = known.get("results"), known.get("manifest_sha256")
+    if known.keys() != {"results", "manifest_sha256"} or not isinstance(digest, str):
+        raise ResultsError(f"{here.url} is damaged: it names no results of ours; {AGAIN}")
+    if not isinstance(name, str) or not RESULTS_NAME.fullmatch(name):
+        raise ResultsError(f"{here.url} names {name!r}, no results of ours; {AGAIN}")
+    return name, digest
+
+
+def _read_results(place: Location, name: str, digest: str) -> xr.Dataset:
+    files = _verified_results(place, name, _manifest(place, name, digest)["files"])
+    store = MemoryStore({file: cpu.Buffer.from_bytes(content) for file, content in files.items()}, read_only=True)
     try:
         # Of the older format of Zarr we write nothing, and it knows codecs that are pickles, which can run code.
-        place = place.child(name)
-        stored = xr.open_zarr(place.zarr_store(read_only=True), chunks=None, consolidated=True, zarr_format=3).load()
-    except (FileNotFoundError, ValueError, KeyError) as err:
-        raise ResultsError(f"{url}/{name} is missing or damaged; process the cohort again to remake it") from err
+        stored = xr.open_zarr(store, chunks=None, consolidated=True, zarr_format=3).load()
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as err:
+        raise ResultsError(f"{place.url}/{name} cannot be decoded ({err!r}); {AGAIN}") from err
     return _text_as(stored, np.str_)
 
 
-def write_tables(url: str, dataset: xr.Dataset) -> None:
-    """Write ``volumes.tsv`` with its data dictionary ``volumes.json``, and the tidy ``volumes.parquet``."""
-    place, wide = Location(url), wide_table(dataset)
-    text = wide.replace(r"\s+", " ", regex=True).replace("", np.nan).to_csv(sep="\t", index=False, na_rep="n/a")
-    place.child("volumes.tsv").write(text.encode())
-    place.child("volumes.json").write(_json({name: _column_meaning(dataset, name) for name in wide.columns}))
-    place.child("volumes.parquet").write(to_parquet(tidy_table(dataset)))
+def _manifest(place: Location, name: str, digest: str) -> dict[str, dict[str, str]]:
+    """Digests of the files of results, and of the tables."""
+    here = place.child(f"{name.removesuffix('.zarr')}.json")
+    try:
+        content = here.read()
+    except FileNotFoundError:
+        if place.child(f"{name.removesuffix('.zarr')}.old.json").exists():
+            raise ResultsError(
+                f"{place.url}/results.json names {name}, which newer results have replaced: it is an old one; {AGAIN}"
+            ) from None
+        raise ResultsError(f"{here.url} is missing: the manifest of the results; {AGAIN}") from None
+    if sha256_of(content) != digest:
+        raise ResultsError(f"{here.url} or results.json is damaged: they do not match; {AGAIN}")
+    try:
+        known = decoded(content, here.url, AGAIN)
+        return {part: {str(name): str(one) for name, one in known[part].items()} for part in ("files", "tables")}
+    except (StoreError, AttributeError, KeyError) as err:
+        raise ResultsError(f"{here.url} is no manifest of ours ({err!r}); {AGAIN}") from err
+
+
+def _verified_results(place: Location, name: str, digests: Mapping[str, str]) -> dict[str, bytes]:
+    def read(file: str) -> bytes:
+        here = place.child(name, file)
+        try:
+            content = here.read()
+        except FileNotFoundError:
+            raise ResultsError(f"{here.url} is missing; {AGAIN}") from None
+        if sha256_of(content) != digests[file]:
+            raise ResultsError(f"{here.url} is damaged: it is not what was written; {AGAIN}")
+        return content
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(digests, pool.map(read, digests), strict=True))
+
+
+def _tables(dataset: xr.Dataset) -> dict[str, bytes]:
+    """``volumes.tsv`` with its data dictionary ``volumes.json``, and the tidy ``volumes.parquet``."""
+    wide = wide_table(dataset)
+    lines = wide.replace(r"\s+", " ", regex=True)
+    text = lines.mask(lines == "").to_csv(sep="\t", index=False, na_rep="n/a")
+    meanings = {name: _column_meaning(dataset, name) for name in wide.columns}
+    return dict(zip(TABLES, (text.encode(), encoded(meanings), to_parquet(tidy_table(dataset))), strict=True))
 
 
 def wide_table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -217,7 +391,10 @@ def tidy_table(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def verify(url: str, *, digests: bool = True) -> list[str]:
-    """Check an output: every scan of the cohort accounted for, every store as it was written.
+    """Check an output: every scan accounted for, every file as it was written, all of them in agreement.
+
+    Every file is compared with its digest; the results with the journal, and the journal with the stores. Stores that
+    no row names, and files in the journal that are none of its parts, are named too.
 
     Parameters
     ----------
@@ -227,7 +404,7 @@ def verify(url: str, *, digests: bool = True) -> list[str]:
     Returns
     -------
     list of str
-        Problems as ``scan: what is wrong and what to do``; empty when all is sound. A failed scan is
+        Problems as ``scan: what is wrong and what to do`` or ``file: ...``; empty when all is well. A failed scan is
         accounted for and no problem here.
 
     Raises
@@ -235,21 +412,20 @@ def verify(url: str, *, digests: bool = True) -> list[str]:
     ResultsError
         If no run was started there.
     """
-    scans = read_cohort(url)["scan"]
-    journal = read_journal(url)
-    place = Location(url)
-    problems = [f"{scan}: was not run; process the cohort again" for scan in scans if scan not in journal.index]
-    kept = journal[(journal["status"] == "done") & (journal["store"] != "")] if len(journal) else journal
-    with ThreadPoolExecutor(READERS) as pool:
-        stores = [place.child(store).url for store in kept.get("store", [])]
-        found = pool.map(lambda store: verify_store(store, digests=digests), stores)
-    problems += [
-        f"{scan}: {problem}" for scan, per_store in zip(kept.index, found, strict=True) for problem in per_store
-    ]
-    problems += [
-        f"{name}: a store without a row; delete it or process its scan again" for name in _strays(url, journal)
-    ]
-    return problems + _results_problems(url, list(scans))
+    place, problems = Location(url), journal_problems(url)
+    cohort = journal = None
+    try:
+        cohort = read_cohort(url)
+    except StoreError as err:
+        problems.append(f"cohort.parquet: {err}")
+    with suppress(StoreError):  # what is wrong with it was said above
+        journal = read_journal(url)
+    if cohort is not None and journal is not None:
+        waiting = [scan for scan in cohort["scan"] if scan not in journal.index]
+        problems = [*(f"{scan}: was not run; process the cohort again" for scan in waiting), *problems]
+    if journal is not None:
+        problems += _store_problems(place, journal, digests=digests)
+    return problems + _results_problems(url, cohort, journal) + _loose_problems(place)
 
 
 def stores_in(url: str) -> Iterator[str]:
@@ -260,18 +436,105 @@ def stores_in(url: str) -> Iterator[str]:
         yield from (f"scans/{store}" for store in inside)
 
 
-def _strays(url: str, journal: pd.DataFrame) -> Iterator[str]:
+def _store_problems(place: Location, journal: pd.DataFrame, *, digests: bool) -> list[str]:
+    """Stores that are not as they were written or do not say what their rows say, and stores without a row."""
+    kept = journal[(journal["status"] == "done") & (journal["store"] != "")] if len(journal) else journal
+
+    rows = {str(scan): row for scan, row in kept.iterrows()}
+
+    def found(scan: str) -> list[str]:
+        store = place.child(str(rows[scan]["store"]))
+        return verify_store(store, digests=digests) or _row_problems(store, rows[scan])
+
+    with ThreadPoolExecutor(READERS) as pool:
+        per_scan = list(pool.map(found, rows))
+    problems = [f"{scan}: {one}" for scan, several in zip(rows, per_scan, strict=True) for one in several]
     known = set(journal["store"]) if len(journal) else set()
-    return (store for store in stores_in(url) if store not in known)
+    strays = [store for store in stores_in(place.url) if store not in known]
+    return problems + [f"{store}: a store without a row; delete it or process its scan again" for store in strays]
 
 
-def _results_problems(url: str, scans: list[str]) -> list[str]:
+def _row_problems(store: Location, row: "pd.Series[Any]") -> list[str]:
+    """Fields of a row of the journal that are other ones in the done-mark of its store."""
+    done = read_done(store) or {}
+    if not isinstance(done.get("row"), dict):
+        return []
+    there = flat_table([Row.from_dict(done["row"]).as_dict()]).iloc[0]
+    row = pd.concat([pd.Series({"scan": row.name}), row])
+    differing = [name for name in there.index if name not in OF_THE_RUN and not _same(there[name], row.get(name))]
+    if not differing:
+        return []
+    what = f"its row in the journal is not that of its store ({', '.join(differing[:3])})"
+    return [f"{what}; delete the store and run the scan again"]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of a table are equal, not-a-number and what is missing being alike."""
+    missing = [value is None or value == "" or (isinstance(value, float) and np.isnan(value)) for value in (one, other)]
+    return all(missing) or (not any(missing) and bool(one == other))
+
+
+def _results_problems(url: str, cohort: pd.DataFrame | None, journal: pd.DataFrame | None) -> list[str]:
+    place = Location(url)
+    problems = []
     try:
         results = open_results(url)
-    except ResultsError as err:
+        name, digest = _pointer(place)
+        tables = _manifest(place, name, digest)["tables"]
+    except (ResultsError, StoreError, KeyError) as err:
         return [str(err)]
-    if results["scan"].to_numpy().tolist() != scans:
-        return [f"the results in {url} are not those of its cohort; process the cohort again"]
+    for table, known in tables.items():
+        try:
+            if sha256_of(place.child(table).read()) != known:
+                problems.append(f"{table}: it was altered: its sha256 differs; {AGAIN}")
+        except FileNotFoundError:
+            problems.append(f"{table}: it is missing; {AGAIN}")
+    if cohort is not None and results["scan"].to_numpy().tolist() != cohort["scan"].tolist():
+        problems.append(f"the results in {url} are not those of its cohort; process the cohort again")
+    elif cohort is not None and journal is not None and not results.identical(expected := assemble(cohort, journal)):
+        differing = [
+            str(name)
+            for name in expected.variables
+            if name not in results or not expected[name].identical(results[name])
+        ]
+        problems.append(
+            f"the results in {url} are not what its journal says ({', '.join(differing[:3]) or 'their structures'}); "
+            "process the cohort again"
+        )
+    return problems
+
+
+def _loose_problems(place: Location) -> list[str]:
+    """Files of old results, logs, records of runs and the report that are not as they were written."""
+    problems = []
+    names = place.names()
+    for name in names:
+        if old := OLD_RESULTS.fullmatch(name):
+            problems += _old_results_problems(place, old[1])
+        stem = name.removesuffix(".zarr")
+        if RESULTS_NAME.fullmatch(name) and not {f"{stem}.json", f"{stem}.old.json"} & set(names):
+            problems.append(f"{name}: results without a list of digests; delete them, they are not in force")
+    sealed = [name for name in place.names() if name == "report.html" or name == f"report.html{SEAL}"]
+    sealed += [f"{folder}/{name}" for folder in ("logs", "runs") for name in place.child(folder).names()]
+    for name in sorted({name.removesuffix(SEAL) for name in sealed}):
+        if TEMPORARY.fullmatch(name.rpartition("/")[2]) or LEGACY_RECORD.fullmatch(name):
+            continue
+        try:
+            read_sealed(place.child(name), "delete it; it holds no result")
+        except StoreError as err:
+            problems.append(f"{name}: {err}")
+        except FileNotFoundError:
+            continue
+    return problems
+
+
+def _old_results_problems(place: Location, stem: str) -> list[str]:
+    cure = f"delete {stem}.zarr and {stem}.old.json; they are of no use any more"
+    try:
+        digests = decoded(place.child(f"{stem}.old.json").read(), f"{stem}.old.json", cure)["files"]
+        _verified_results(place, f"{stem}.zarr", digests)
+    except (ResultsError, StoreError, KeyError, TypeError, AttributeError) as err:
+        return [f"{stem}: old results are not as they were written ({err}); {cure}"]
     return []
 
 
@@ -348,7 +611,3 @@ def _column_meaning(dataset: xr.Dataset, column: str) -> dict[str, str]:
         units = VARIABLES[column].units
         return {"Description": VARIABLES[column].description, **({"Units": units} if units else {})}
     return {"Description": "Identifier of the scan." if column == "scan" else "As given in the table of participants."}
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, ensure_ascii=False).encode()

@@ -1,20 +1,23 @@
-"""The journal of a run: what each scan became, written by one client while the run goes on.
+"""The journal of an output: what each scan became, written while runs go on.
 
-Rows are appended as numbered Parquet parts under ``journal/``, so that a run which is cut off has lost at
-most what came in since the last part. A row is flat there: the volume of a structure is the column
-``volume_mm3.icv``. Of several rows of one scan the latest is true.
+Rows are appended as Parquet parts under ``journal/``, so that a run which is cut off has lost at most what came in
+since the last part. A row is flat there: the volume of a structure is the column ``volume_mm3.icv``. Of several rows of
+one scan the latest is true.
+
+A part is called ``<number>-<writer>.<sha256>.parquet``: any number of runs may write into one output, and a part is
+compared with the digest in its name. A seal beside it says that it was written, so that one that is lost is noticed.
+Numbers go on from the highest that is there, so that no clock decides which row is the latest.
 """
 
 import io
-import json
 import logging
 import math
-import os
-import platform
+import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from types import TracebackType
 from typing import Any, Self
@@ -23,8 +26,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from hypodask.errors import ClusterError, StoreError
-from hypodask.location import Location
+from hypodask.digests import LOOKS, PAUSE_SECONDS, SEAL, delete_sealed, is_sealed_by, seal, sha256_of
+from hypodask.errors import StoreError
+from hypodask.location import Location, writing
 from hypodask.variables import RESULTS
 
 PART_ROWS = 1024
@@ -35,24 +39,42 @@ rows in a part the client takes three times as long for each, since a table cost
 PER_STRUCTURE = tuple(variable.name for variable in RESULTS if "structure" in variable.dims)
 """Fields of a row that hold one number per structure."""
 
+PART = re.compile(r"(\d{8})(?:-[0-9a-f]{8}\.([0-9a-f]{64}))?\.parquet")
+"""Name of a part: its number and, but for those of version 0.1.0, its digest."""
+
+READERS = 16
+"""Parts read at a time; not tuned."""
+
+REST = "then make the same call again: rows of scans that were done are taken from their stores, others are tried again"
+
+CURE = f"delete it and the file {SEAL} beside it, {REST}"
+
 log = logging.getLogger(__name__)
 
 
 class Journal:
     """Appends rows to the journal of an output; rows left over are written on leaving the context.
 
+    Parameters
+    ----------
+    url
+        The output.
+    check
+        Called before anything is written; raises where this process may not write any more.
+
     Examples
     --------
-    >>> with Journal("memory://study") as journal:
+    >>> with Journal("memory://journal-example") as journal:
     ...     journal.append({"scan": "sub-01", "status": "done", "volume_mm3": {"icv": 1.5e6}})
-    >>> read_journal("memory://study")["volume_mm3.icv"].tolist()
+    >>> read_journal("memory://journal-example")["volume_mm3.icv"].tolist()
     [1500000.0]
-    >>> Location("memory://study").delete()
+    >>> Location("memory://journal-example").child("journal").delete()
     """
 
-    def __init__(self, url: str) -> None:
-        self._place = Location(url).child("journal")
-        self._next = 1 + max((int(name.partition(".")[0]) for name in _parts(self._place)), default=0)
+    def __init__(self, url: str, *, check: Callable[[], None] = lambda: None) -> None:
+        self._place = _folder(url)
+        self._check = check
+        self._writer = uuid.uuid4().hex[:8]
         self._rows: list[Mapping[str, Any]] = []
         self._last_part = time.monotonic()
 
@@ -78,78 +100,163 @@ class Journal:
     def flush(self) -> None:
         """Write the rows that are waiting."""
         if self._rows:
-            self._place.child(f"{self._next:08d}.parquet").write(to_parquet(flat_table(self._rows)))
-            self._next += 1
-            self._rows = []
+            rows, self._rows = self._rows, []
+            self._check()
+            with writing(self._place):
+                # Above all that are there now: another call may have written meanwhile.
+                number = 1 + max((int(name[:8]) for name in _parts(self._place)), default=0)
+                _write_part(self._place, f"{number:08d}-{self._writer}", flat_table(rows))
         self._last_part = time.monotonic()
 
 
 def read_journal(url: str) -> pd.DataFrame:
-    """The latest row of each scan, flat, indexed by ``scan``; empty when nothing was run yet."""
-    place = Location(url).child("journal")
-    parts = [read_parquet(place.child(name)) for name in _parts(place)]
-    return latest(pd.concat(parts, ignore_index=True)) if parts else flat_table([]).set_index("scan")
-
-
-def forget_rows(url: str, scans: Collection[str]) -> None:
-    """Remove every row of some scans, older ones included."""
-    place = Location(url).child("journal")
-    for part in map(place.child, _parts(place)):
-        table = read_parquet(part)
-        kept = table[~table["scan"].isin(list(scans))]
-        if kept.empty:
-            part.delete()
-        elif len(kept) < len(table):
-            part.write(to_parquet(kept))
-
-
-@contextmanager
-def sole_writer(url: str) -> Iterator[None]:
-    """Keep a second client out of an output while the first one writes there.
+    """The latest row of each scan, flat, indexed by ``scan``; empty when nothing was run yet.
 
     Raises
     ------
-    ClusterError
-        If another one is at work, or left its lock on another machine.
+    StoreError
+        If a part is missing or not as it was written.
     """
-    lock = Location(url).child("running.json")
-    owner = {"host": platform.node(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
-    try:
-        lock.create(json.dumps(owner).encode())
-    except FileExistsError:
-        _take_over(lock)
-        lock.create(json.dumps(owner).encode())
-    try:
-        yield
-    finally:
-        lock.delete()
+    for look in range(LOOKS):
+        try:
+            tables = _read_parts(_folder(url))
+            break
+        except StoreError:
+            # A participant may be leaving, whose rows are taken out of all parts.
+            if look == LOOKS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS)
+    return latest(pd.concat(tables, ignore_index=True)) if tables else flat_table([]).set_index("scan")
 
 
-def _take_over(lock: Location) -> None:
-    """Remove the lock of a process of this machine that is gone; refuse any other."""
-    try:
-        owner = json.loads(lock.read())
-        host, pid, since = owner["host"], int(owner["pid"]), owner["since"]
-    except (ValueError, KeyError):
-        host, pid, since = "an unknown host", 0, "an unknown time"
-    if host == platform.node() and not _is_alive(pid):
-        log.warning("the run of process %s since %s was cut off; going on where it stopped", pid, since)
-        lock.delete()
+def _read_parts(place: Location) -> list[pd.DataFrame]:
+    names = place.names()
+    parts = [name for name in names if PART.fullmatch(name)]
+    sealed = [name.removesuffix(SEAL) for name in names if name.endswith(SEAL)]
+    for name in sealed:
+        if PART.fullmatch(name) and name not in parts:
+            raise StoreError(f"{place.url}/{name} is missing, though its digest is there; {_without(name)}")
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(_read_part, map(place.child, parts)))
+
+
+def of_this_method(journal: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of version 0.1.0, which nothing vouches for: such scans count as not run."""
+    if "stamp" not in journal:
+        return journal
+    stamps = journal["stamp"].astype(object).fillna("").astype(str)
+    return journal[(stamps == "") | stamps.str.contains("method=", regex=False)]
+
+
+def scans_in_parts(url: str) -> set[str]:
+    """Ids of all scans that a part of the journal names; parts that cannot be read name none."""
+    place, found = _folder(url), set()
+    for name in _parts(place):
+        with suppress(StoreError):
+            found |= set(_read_part(place.child(name))["scan"])
+    return found
+
+
+def journal_problems(url: str) -> list[str]:
+    """What is wrong with the files of the journal, in words; foreign files among them, which no reader minds."""
+    place, problems = _folder(url), []
+    names = place.names()
+    for name in names:
+        if not PART.fullmatch(name.removesuffix(SEAL)):
+            problems.append(f"journal/{name}: no part of the journal; move it elsewhere")
+        elif not name.endswith(SEAL):
+            try:
+                _read_part(place.child(name))
+            except StoreError as err:
+                problems.append(f"journal/{name}: {err}")
+            if _is_legacy(name):
+                problems.append(f"journal/{name}: it is of hypodask 0.1.0, without a digest; process the cohort again")
+            elif name + SEAL not in names:
+                problems.append(f"journal/{name}: its digest beside it is missing; the next call makes it again")
+        elif name.removesuffix(SEAL) not in names:
+            part = name.removesuffix(SEAL)
+            problems.append(f"journal/{part}: it is missing, though its digest is there; {_without(part)}")
+        elif not is_sealed_by(place.child(name.removesuffix(SEAL)), name.split(".")[1]):
+            problems.append(f"journal/{name}: it is damaged; {CURE}")
+    return problems
+
+
+def _without(name: str) -> str:
+    return f"delete {name}{SEAL}, {REST}"
+
+
+def seal_parts(url: str) -> None:
+    """Make the seals that processes which were killed did not come to; the digest is in the name of each part."""
+    place = _folder(url)
+    names = set(place.names())
+    for name in names:
+        known = PART.fullmatch(name)
+        if known and known[2] and name + SEAL not in names:
+            seal(place.child(name), known[2])
+
+
+def drop_legacy_parts(url: str) -> None:
+    """Remove parts of version 0.1.0 all of whose scans have newer rows; they have no digests."""
+    place = _folder(url)
+    legacy = [name for name in _parts(place) if _is_legacy(name)]
+    if not legacy:
         return
-    raise ClusterError(
-        f"process {pid} on {host} has been writing here since {since}; wait for it, or, "
-        f"if you know that it has ended, delete {lock.url} and call again"
-    )
+    renewed = set().union(*(_read_part(place.child(name))["scan"] for name in _parts(place) if not _is_legacy(name)))
+    for name in legacy:
+        if set(_read_part(place.child(name))["scan"]) <= renewed:
+            place.child(name).delete()
 
 
-def _is_alive(pid: int) -> bool:
+def _is_legacy(name: str) -> bool:
+    known = PART.fullmatch(name)
+    return known is not None and known[2] is None
+
+
+def forget_rows(url: str, scans: Collection[str]) -> None:
+    """Remove every row of some scans, older ones included; what cannot be read is removed whole."""
+    place = _folder(url)
+    for name in sorted({name.removesuffix(SEAL) for name in place.names()}):
+        if not PART.fullmatch(name):
+            continue
+        part = place.child(name)
+        try:
+            table = _read_part(part)
+        except StoreError:
+            log.warning("%s cannot be read and is removed whole", part.url)
+            delete_sealed(part)
+            continue
+        kept = table[~table["scan"].isin(list(scans))]
+        if len(kept) == len(table):
+            continue
+        if not kept.empty:
+            # In the place of the old one, so that later rows stay later.
+            stem = part.name.partition(".")[0]
+            _write_part(place, stem if "-" in stem else f"{stem}-00000000", kept)
+        delete_sealed(part)
+
+
+def _folder(url: str) -> Location:
+    return Location(url).child("journal")
+
+
+def _write_part(place: Location, name: str, table: pd.DataFrame) -> None:
+    """The part first: killed before its seal is there, it can still be trusted by the digest in its name."""
+    content = to_parquet(table)
+    digest = sha256_of(content)
+    part = place.child(f"{name}.{digest}.parquet")
+    part.write(content)
+    seal(part, digest)
+
+
+def _read_part(place: Location) -> pd.DataFrame:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        content = place.read()
+    except FileNotFoundError:
+        raise StoreError(f"{place.url} is missing; {CURE}") from None
+    known = PART.fullmatch(place.name)
+    if known is None or known[2] not in (None, sha256_of(content)):
+        raise StoreError(f"{place.url} is damaged: it does not match the digest in its name; {CURE}")
+    return parsed_parquet(content, place.url, CURE)
 
 
 def flat_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -182,19 +289,19 @@ def to_parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(place: Location) -> pd.DataFrame:
-    """A table that :func:`to_parquet` wrote.
+def parsed_parquet(content: bytes, name: str, cure: str) -> pd.DataFrame:
+    """The table that :func:`to_parquet` gave.
 
     Raises
     ------
     StoreError
-        If the file is damaged.
+        If these are not its bytes.
     """
     try:
-        return pd.read_parquet(io.BytesIO(place.read()))
-    except pa.ArrowInvalid as err:
-        raise StoreError(f"{place.url} is damaged ({err}); delete it and run the same call again") from err
+        return pd.read_parquet(io.BytesIO(content))
+    except (pa.ArrowException, ValueError, OSError, KeyError) as err:
+        raise StoreError(f"{name} is damaged ({err}); {cure}") from err
 
 
 def _parts(place: Location) -> list[str]:
-    return [name for name in place.names() if name.endswith(".parquet") and not name.startswith(".")]
+    return [name for name in place.names() if PART.fullmatch(name)]

@@ -2,6 +2,9 @@
 
 import io
 import json
+import multiprocessing
+from itertools import count
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,7 @@ import pytest
 import xarray as xr
 
 from hypodask.dataset import (
+    TABLES,
     assemble,
     finalise,
     open_results,
@@ -18,6 +22,7 @@ from hypodask.dataset import (
     verify,
     wide_table,
 )
+from hypodask.digests import write_sealed
 from hypodask.errors import CohortError, ResultsError
 from hypodask.grid import Grid
 from hypodask.journal import Journal, read_journal
@@ -151,16 +156,19 @@ def test_newer_results_take_the_place_of_older_ones(tmp_path, results):
     finalise(str(tmp_path), results)
     finalise(str(tmp_path), results.isel(scan=[0]))
     assert open_results(str(tmp_path)).sizes["scan"] == 1
-    assert len(list(tmp_path.glob("results-*.zarr"))) == 1
+    finalise(str(tmp_path), results)
+    # Those before stay for readers who are in the middle of them.
+    assert len(list(tmp_path.glob("results-*.zarr"))) == 2
+    assert len(list(tmp_path.glob("results-*.old.json"))) == 1
 
 
 def test_the_older_results_stand_when_writing_newer_ones_fails(tmp_path, results, monkeypatch):
     finalise(str(tmp_path), results)
 
-    def disk_full(url: str, dataset: xr.Dataset) -> None:
+    def disk_full(dataset: xr.Dataset) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hypodask.dataset.write_tables", disk_full)
+    monkeypatch.setattr("hypodask.dataset._tables", disk_full)
     with pytest.raises(OSError, match="No space left"):
         finalise(str(tmp_path), results.isel(scan=[0]))
     xr.testing.assert_identical(open_results(str(tmp_path)), results)
@@ -170,12 +178,54 @@ def test_missing_or_broken_results_say_what_to_do(tmp_path, results):
     with pytest.raises(ResultsError, match="process a cohort into it, to the end, first"):
         open_results(str(tmp_path))
     finalise(str(tmp_path), results)
-    Location(str(next(tmp_path.glob("results-*.zarr")))).delete()
-    with pytest.raises(ResultsError, match="missing or damaged; process the cohort again"):
+    Location(str(tmp_path)).child(next(tmp_path.glob("results-*.zarr")).name).delete()
+    with pytest.raises(ResultsError, match="is missing; process the cohort again"):
         open_results(str(tmp_path))
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ResultsError, match=r"results\.json is damaged"):
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b"[" * 200_000, b'{"results": 1, "manifest_sha256": ""}']
+)
+def test_a_pointer_of_another_kind_is_an_error_of_ours(tmp_path, results, content):
+    finalise(str(tmp_path), results)
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ResultsError, match=r"results\.json (is damaged|names 1)"):
         open_results(str(tmp_path))
+
+
+def test_an_old_pointer_is_told_from_the_one_in_force(tmp_path, results):
+    finalise(str(tmp_path), results)
+    old = (tmp_path / "results.json").read_bytes()
+    finalise(str(tmp_path), results.isel(scan=[0]))
+    (tmp_path / "results.json").write_bytes(old)
+    with pytest.raises(ResultsError, match="which newer results have replaced"):
+        open_results(str(tmp_path))
+
+
+def test_results_of_version_0_1_0_are_refused_with_a_sentence(tmp_path, results):
+    finalise(str(tmp_path), results)
+    name = next(tmp_path.glob("results-*.zarr")).name
+    (tmp_path / "results.json").write_text(json.dumps({"results": name}))
+    with pytest.raises(ResultsError, match=r"written by hypodask 0\.1\.0, .* process the cohort again"):
+        open_results(str(tmp_path))
+
+
+def test_every_file_of_results_that_is_changed_or_gone_is_noticed(tmp_path, results):
+    finalise(str(tmp_path), results)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in TABLES]
+    assert len(files) > 50
+    for path in files:
+        sound = path.read_bytes()
+        changed = bytearray(sound)
+        changed[len(sound) // 2] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(ResultsError):
+            open_results(str(tmp_path))
+        path.unlink()
+        with pytest.raises(ResultsError):
+            open_results(str(tmp_path))
+        path.write_bytes(sound)
+    xr.testing.assert_identical(open_results(str(tmp_path)), results)
 
 
 def test_the_wide_table_has_a_row_per_scan_and_is_one_line_each(tmp_path, results):
@@ -229,9 +279,10 @@ def study(tmp_path):
     save_cohort(url, table)
     store = "scans/Ulm/sub-01.nii.zarr"
     write_scan(f"{url}/{store}", Scan(np.ones((3, 3, 3), np.uint8), Grid((3, 3, 3), np.eye(4), "scanner")))
-    mark_done(f"{url}/{store}", {})
+    row = Row("sub-01", "done", store=store, volume_mm3={"icv": 1.5e6}).as_dict()
+    mark_done(f"{url}/{store}", {"row": row})
     with Journal(url) as journal:
-        journal.append(Row("sub-01", "done", store=store).as_dict())
+        journal.append(row)
         journal.append(Row("sub-02", "failed", store="scans/sub-02.nii.zarr").as_dict())
     finalise(url, assemble(table, read_journal(url)))
     return tmp_path
@@ -248,6 +299,30 @@ def test_verification_names_the_scan_and_what_is_wrong_with_its_store(study):
     shard.write_bytes(content)
     assert verify(str(study)) == ["sub-01: 0/c/0/0/0 was altered: its sha256 differs"]
     assert verify(str(study), digests=False) == []
+
+
+def test_verification_compares_results_with_the_journal_and_the_journal_with_the_stores(study):
+    url = str(study)
+    doubled = open_results(url)
+    finalise(url, doubled.assign(volume_mm3=2 * doubled["volume_mm3"]))
+    assert verify(url) == [f"the results in {url} are not what its journal says (volume_mm3); process the cohort again"]
+    with Journal(url) as journal:
+        store = "scans/Ulm/sub-01.nii.zarr"
+        journal.append(Row("sub-01", "done", store=store, volume_mm3={"icv": 3e6}).as_dict())
+    finalise(url, assemble(read_cohort(url), read_journal(url)))
+    (problem,) = verify(url)
+    assert problem.startswith("sub-01: its row in the journal is not that of its store (volume_mm3.icv)")
+
+
+@pytest.mark.parametrize("name", ["volumes.tsv", "volumes.json", "volumes.parquet", "cohort.parquet", "runs/a.json"])
+def test_verification_finds_tables_and_records_that_were_changed_or_lost(study, name):
+    write_sealed(Location(str(study)).child("runs", "a.json"), b"{}")
+    assert verify(str(study)) == []
+    sound = (study / name).read_bytes()
+    (study / name).write_bytes(sound[:-1])
+    assert any(name in problem for problem in verify(str(study)))
+    (study / name).unlink()
+    assert any(name in problem for problem in verify(str(study)))
 
 
 def test_verification_finds_scans_without_a_row_stores_without_a_scan_and_stale_results(study):
@@ -268,3 +343,45 @@ def test_verification_of_an_interrupted_run_names_every_scan(tmp_path):
     problems = verify(str(tmp_path))
     assert [problem.partition(":")[0] for problem in problems[:3]] == ["sub-03", "sub-01", "sub-02"]
     assert "there are no results" in problems[3]
+
+
+def versions_of(results: xr.Dataset) -> list[xr.Dataset]:
+    """Two datasets of which every number differs, so that a mixture is neither."""
+    numbers = [name for name in results.data_vars if results[name].dtype.kind == "f"]
+    return [results.assign({name: results[name] * 0 + n for name in numbers}).fillna(n) for n in range(2)]
+
+
+def write_again_and_again(url: str, results: xr.Dataset, over: "Event") -> None:
+    for number in count(1):
+        finalise(url, versions_of(results)[number % 2])
+        if over.is_set():
+            return
+
+
+def seen_beside_a_writer(url: str, results: xr.Dataset, reads: int) -> set[int]:
+    """Which of two datasets a reader sees while another process writes one after the other."""
+    versions, seen = versions_of(results), set()
+    finalise(url, versions[0])
+    context = multiprocessing.get_context("forkserver")
+    over = context.Event()
+    writer = context.Process(target=write_again_and_again, args=(url, results, over))
+    writer.start()
+    try:
+        for _ in range(reads):
+            opened = open_results(url)
+            matching = [number for number, one in enumerate(versions) if opened.identical(one)]
+            assert len(matching) == 1
+            seen.update(matching)
+    finally:
+        over.set()
+        writer.join()
+    return seen
+
+
+def test_a_reader_beside_a_writer_sees_the_old_results_or_the_new_and_no_mixture(tmp_path, results):
+    assert seen_beside_a_writer(str(tmp_path), results, 60) == {0, 1}
+
+
+@pytest.mark.thorough
+def test_five_hundred_reads_beside_a_writer_are_no_mixture(tmp_path, results):
+    assert seen_beside_a_writer(str(tmp_path), results, 500) == {0, 1}

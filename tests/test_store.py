@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from hypodask.cohort import Entry
+from hypodask.digests import write_sealed
 from hypodask.errors import StoreError
 from hypodask.grid import Grid
 from hypodask.labels import HYPOTHALAMUS_SIDES
@@ -20,6 +21,7 @@ from hypodask.store import (
     mark_done,
     read_done,
     read_label_map,
+    read_label_table,
     read_record,
     read_stored_scan,
     store_path,
@@ -31,13 +33,19 @@ from hypodask.store import (
 
 SHAPE = (20, 24, 28)
 OBLIQUE = np.array([[-0.9, 0.1, 0.05, 80.0], [0.1, 1.1, -0.2, -90.5], [0.0, 0.2, 1.2, -70.25], [0, 0, 0, 1]])
-DAMAGED = "is damaged .*; delete the store and run the scan again"
+DAMAGED = "is damaged: .*; delete the store and run the scan again"
 
 
 def scan_of(dtype: str = "int16", *, header: nib.Nifti1Header | None = None, slope: float = 2.0) -> Scan:
     voxels = np.random.default_rng(0).integers(0, 100, SHAPE).astype(dtype)
     raw = b"" if header is None else header.binaryblock
     return Scan(voxels, Grid(SHAPE, OBLIQUE, "scanner"), slope, -1.0, raw, "/data/Jane_Doe.nii", "ab" * 32)
+
+
+def write_done(url: str, scan: Scan, **options: bool) -> None:
+    """A finished store with nothing but a scan."""
+    write_scan(url, scan, **options)
+    mark_done(url, {})
 
 
 def labels_of(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
@@ -56,8 +64,8 @@ def url(request, tmp_path):
     if request.param == "folder":
         yield str(tmp_path / "sub 01.nii.zarr")
     else:
-        place = Location(f"memory://{tmp_path.name}/sub-01.nii.zarr")
-        yield place.url
+        place = Location("memory://tests").child(tmp_path.name)
+        yield place.child("sub-01.nii.zarr").url
         place.delete()
 
 
@@ -74,7 +82,7 @@ def done(tmp_path):
 @pytest.mark.parametrize("dtype", ["uint8", ">i2", "uint16", "int32", "float32", ">f8"])
 def test_a_scan_is_read_back_voxel_for_voxel_in_its_own_type(tmp_path, dtype):
     scan = scan_of(dtype)
-    write_scan(str(tmp_path / "s"), scan)
+    write_done(str(tmp_path / "s"), scan)
     back = read_stored_scan(str(tmp_path / "s"))
     assert back.stored.dtype == scan.stored.dtype.newbyteorder("=")
     np.testing.assert_array_equal(back.stored, scan.stored)
@@ -82,7 +90,7 @@ def test_a_scan_is_read_back_voxel_for_voxel_in_its_own_type(tmp_path, dtype):
 
 
 def test_a_scan_keeps_its_oblique_affine_to_the_last_bit_wherever_it_is_stored(url):
-    write_scan(url, scan_of())
+    write_done(url, scan_of())
     back = read_stored_scan(url)
     np.testing.assert_array_equal(back.grid.space_from_vox, OBLIQUE)
     assert (back.grid.space, back.slope, back.intercept, back.sha256) == ("scanner", 2.0, -1.0, "ab" * 32)
@@ -99,7 +107,7 @@ def test_the_nifti_zarr_reader_sees_the_same_voxels_and_affine(url, dtype):
 
 def test_the_slope_is_in_the_stored_header(url):
     # nibabel takes it out of the header of an image it makes, so the raw header is asked.
-    write_scan(url, scan_of())
+    write_done(url, scan_of())
     header = nib.Nifti1Header.from_fileobj(io.BytesIO(read_stored_scan(url).header))
     assert header.get_slope_inter() == (2.0, -1.0)
 
@@ -128,7 +136,7 @@ def test_the_ome_zarr_reader_finds_the_image_and_its_labels(done):
 
 def test_a_volume_of_many_chunks_is_one_file(tmp_path):
     voxels = np.random.default_rng(0).integers(0, 9, (130, 20, 129)).astype(np.uint8)
-    write_scan(str(tmp_path), Scan(voxels, Grid(voxels.shape, np.eye(4), "scanner")))
+    write_done(str(tmp_path), Scan(voxels, Grid(voxels.shape, np.eye(4), "scanner")))
     array = zarr.open_array(tmp_path / "0", mode="r")
     assert (array.chunks, array.nchunks) == ((128, 20, 128), 4)
     assert [file.name for file in (tmp_path / "0" / "c").rglob("*") if file.is_file()] == ["0"]
@@ -152,8 +160,8 @@ def test_extensions_of_the_header_are_dropped_unless_asked_for(tmp_path):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"born 1950"))
     raw = image.to_bytes()[: 352 + 32]
     scan = Scan(scan_of().stored, Grid(SHAPE, OBLIQUE, "scanner"), header=raw)
-    write_scan(str(tmp_path / "default"), scan)
-    write_scan(str(tmp_path / "kept"), scan, keep_free_text=True)
+    write_done(str(tmp_path / "default"), scan)
+    write_done(str(tmp_path / "kept"), scan, keep_free_text=True)
     assert b"born 1950" not in read_stored_scan(str(tmp_path / "default")).header
     assert b"born 1950" in read_stored_scan(str(tmp_path / "kept")).header
 
@@ -167,6 +175,7 @@ def test_a_label_map_is_read_back_with_its_own_grid(url):
     write_scan(url, scan_of())
     write_label_map(url, "hypothalamus_slab", np.zeros((8, 9, 10), np.uint8), slab, HYPOTHALAMUS_SIDES)
     write_label_map(url, "hypothalamus_scan", labels_of(), Grid(SHAPE, OBLIQUE, "scanner"), HYPOTHALAMUS_SIDES)
+    mark_done(url, {})
     label_map, grid = read_label_map(url, "hypothalamus_slab")
     assert (label_map.any(), label_map.shape, grid.space, grid.spacing_mm) == (False, (8, 9, 10), "acpc", (0.5,) * 3)
     np.testing.assert_array_equal(read_label_map(url, "hypothalamus_scan")[0], labels_of())
@@ -176,15 +185,56 @@ def test_a_label_map_is_read_back_with_its_own_grid(url):
 
 def test_records_hold_plain_values_and_null_for_what_was_not_measured(url):
     write_record(url, "alignment", {"matrix": np.eye(2), "score": np.float32(0.5), "quality": float("nan")})
+    mark_done(url, {})
     assert read_record(url, "alignment") == {"matrix": [[1.0, 0.0], [0.0, 1.0]], "score": 0.5, "quality": None}
 
 
-def test_a_missing_or_broken_record_says_what_to_do(tmp_path):
+def test_a_missing_or_broken_record_says_what_to_do(tmp_path, done):
     with pytest.raises(StoreError, match="run the scan again"):
-        read_record(str(tmp_path), "alignment")
-    (tmp_path / "alignment.json").write_text("{")
-    with pytest.raises(StoreError, match="damaged"):
-        read_record(str(tmp_path), "alignment")
+        read_record(str(tmp_path / "none"), "alignment")
+    with pytest.raises(StoreError, match=r"has no quality\.json"):
+        read_record(done.url, "quality")
+    sound = done.child("alignment.json").read()
+    for changed in (b"{", sound.replace(b"0.9", b"0.8")):
+        done.child("alignment.json").write(changed)
+        with pytest.raises(StoreError, match=r"alignment\.json is damaged"):
+            read_record(done.url, "alignment")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"[" * 200_000, b"{"])
+def test_a_done_mark_of_another_kind_is_an_error_also_where_its_digest_is_right(done, content):
+    write_sealed(done.child("done.json"), content)
+    with pytest.raises(StoreError, match=r"done\.json is damaged"):
+        read_stored_scan(done.url)
+    assert "cannot be checked" in verify_store(done.url)[0]
+
+
+def test_a_done_mark_that_was_changed_or_lost_its_digest_is_an_error(done):
+    sound = done.child("done.json").read()
+    done.child("done.json").write(sound.replace(b"abab", b"abac"))
+    with pytest.raises(StoreError, match="does not match its digest"):
+        read_label_map(done.url, "hypothalamus_scan")
+    done.child("done.json").write(sound)
+    done.child("done.json.sha256").delete()
+    with pytest.raises(StoreError, match="has no digest beside it"):
+        read_done(done.url)
+
+
+def test_the_label_table_is_read_back_with_the_label_map(done):
+    assert read_label_table(done.url, "hypothalamus_scan") == HYPOTHALAMUS_SIDES
+
+
+def test_what_lies_beside_a_store_and_what_a_store_links_to_is_not_touched(tmp_path):
+    for name in ("other", "a.nii.zarr", "a"):
+        write_done(str(tmp_path / name), scan_of())
+    out = Location(str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "linked.nii.zarr").symlink_to(tmp_path / "other")
+    before = Location(str(tmp_path)).files()
+    delete_store(out.child("linked.nii.zarr"))
+    delete_store(str(tmp_path / "a::b"))
+    after = Location(str(tmp_path)).files()
+    assert before.keys() - after.keys() == {"out/linked.nii.zarr"}
 
 
 def test_a_finished_store_is_sound_and_says_what_made_it(url):
@@ -203,7 +253,9 @@ def test_a_finished_store_is_sound_and_says_what_made_it(url):
 
 def test_a_lost_chunk_is_an_error_and_never_background(done):
     done.child("labels/hypothalamus_scan/0/c/0/0/0").delete()
-    with pytest.raises(StoreError, match="lacks 0/c/0/0/0; delete the store and run the scan again"):
+    with pytest.raises(
+        StoreError, match="lacks labels/hypothalamus_scan/0/c/0/0/0; delete the store and run the scan again"
+    ):
         read_label_map(done.url, "hypothalamus_scan")
     done.child("0/c/0/0/0").delete()
     with pytest.raises(StoreError, match="lacks 0/c/0/0/0"):
@@ -249,7 +301,7 @@ def test_verification_finds_arrays_that_are_gone_with_their_metadata(done):
 
 def test_verification_of_nothing_or_of_nonsense_is_a_problem_and_no_crash(done, tmp_path):
     assert verify_store(str(tmp_path / "none")) == ["there is no store; run the scan again"]
-    done.child("done.json").write(b"{}")
+    write_sealed(done.child("done.json"), b"{}")
     assert "cannot be checked" in verify_store(done.url)[0]
 
 
@@ -287,9 +339,10 @@ def test_a_store_is_deleted_as_a_whole_its_done_mark_first(done, monkeypatch):
 
 
 def test_reading_where_there_is_no_store_of_ours_says_so(tmp_path):
-    with pytest.raises(StoreError, match="there is no store at"):
+    with pytest.raises(StoreError, match="there is no finished store at"):
         read_stored_scan(str(tmp_path / "none"))
     zarr.create_group(tmp_path / "other")
+    mark_done(str(tmp_path / "other"), {})
     with pytest.raises(StoreError, match="not written by hypodask"):
         read_stored_scan(str(tmp_path / "other"))
 
