@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hypodask.dataset import open_results, verify
     from hypodask.grid import Grid
     from hypodask.landmarks import Landmarks, read_landmarks
+    from hypodask.leases import unlock
     from hypodask.pipeline import process_scan
     from hypodask.row import Row
     from hypodask.scan import Scan, read_scan
@@ -60,6 +61,7 @@ __all__ = [
     "stats",
     "status",
     "train",
+    "unlock",
     "verify",
 ]
 
@@ -90,6 +92,7 @@ _HOME = {
     "segment": "segmentation",
     "status": "accounts",
     "train": "training",
+    "unlock": "leases",
     "verify": "dataset",
 }
 

@@ -1,11 +1,14 @@
 """The command line: ``hypodask demo | run | plan | status | verify | report | forget | align | phantoms | train``.
 
 Every command calls one or two public names and prints what a person needs to know. Exit status: 0 when all is
-well, 1 when a scan is not done, an outline was left out or a store has problems, 2 when nothing could be done.
+well, 1 when a scan is not done, an outline was left out or a file has problems, 2 when nothing could be done, 130 when
+it was interrupted.
 """
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
     from hypodask.training import Trained
     from hypodask.transforms import Kind
 
-FAILED, UNUSABLE = 1, 2
+FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Out = Annotated[str, typer.Argument(help="Folder or fsspec URL of the results.")]
+Out = Annotated[str, typer.Argument(help="Folder or URL of the results.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one per core.")]
 BidsDir = Annotated[str, typer.Argument(help="BIDS folder or URL with T1w scans.")]
 ParticipantLabel = Annotated[
@@ -39,6 +42,12 @@ Model = Annotated[
         "label protocol of Kassubek et al. 2025."
     ),
 ]
+Unlock = Annotated[
+    bool,
+    typer.Option(
+        "--unlock", help="First remove every lease in OUT/locks; a run that still goes on there stops before it writes."
+    ),
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also try scans again that were refused.")]
 
 
@@ -49,6 +58,21 @@ def main() -> None:
     except HypodaskError as error:
         typer.echo(_message(error), err=True)
         sys.exit(UNUSABLE)
+    except OSError as error:
+        # The disk or the network, and no defect of the program.
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"hypodask: {where}{error.strerror or error} ({type(error).__name__})", err=True)
+        sys.exit(UNUSABLE)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say to whoever presses Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        typer.echo("\n".join(["", *(f"hypodask: {note}" for note in getattr(stopped, "__notes__", ()))]), err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _message(error: HypodaskError) -> str:
@@ -78,7 +102,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the simulated study.")] = 0,
 ) -> None:
     """Simulate a three-group study, process it and print the truth beside the estimate."""
-    raise typer.Exit(_account(hypodask.demo.run_demo(out, scans=scans, workers=workers, seed=seed)))
+    with _interruptible():
+        results = hypodask.demo.run_demo(out, scans=scans, workers=workers, seed=seed)
+    raise typer.Exit(_account(results))
 
 
 @app.command()
@@ -93,20 +119,24 @@ def run(
     only_failed: Annotated[bool, typer.Option("--only-failed", help="Only scans that failed before.")] = False,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds that a scan may take.")] = 1800,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
+    unlock: Unlock = False,
 ) -> None:
     """Process the T1w scans of a BIDS folder; what is done already is not done again."""
-    results = hypodask.process(
-        _cohort(bids_dir, participant_label),
-        out,
-        client=scheduler,
-        workers=workers,
-        models=model,
-        retry_failed=retry_failed,
-        only="failed" if only_failed else None,
-        time_limit=time_limit,
-    )
-    if report:
-        typer.echo(f"report: {hypodask.report.write(results, out)}")
+    if unlock:
+        hypodask.unlock(out)
+    with _interruptible():
+        results = hypodask.process(
+            _cohort(bids_dir, participant_label),
+            out,
+            client=scheduler,
+            workers=workers,
+            models=model,
+            retry_failed=retry_failed,
+            only="failed" if only_failed else None,
+            time_limit=time_limit,
+        )
+        if report:
+            typer.echo(f"report: {hypodask.report.write(results, out)}")
     raise typer.Exit(_account(results))
 
 
@@ -147,13 +177,19 @@ def status(
     out: Out, only: Annotated[str | None, typer.Option(help="Only `done`, `failed` or `waiting` scans.")] = None
 ) -> None:
     """What became of every scan so far, also while a run goes on; a table of tab-separated values."""
-    table = hypodask.status(out, only=only).replace(r"\s+", " ", regex=True).replace("", float("nan"))
-    typer.echo(table.to_csv(sep="\t", na_rep="n/a").rstrip())
+    table = hypodask.status(out, only=only).replace(r"\s+", " ", regex=True)
+    typer.echo(table.mask(table == "").to_csv(sep="\t", na_rep="n/a").rstrip())
 
 
 @app.command()
-def forget(out: Out, participant: Annotated[str, typer.Argument(help="Participant, or one scan.")]) -> None:
+def forget(
+    out: Out,
+    participant: Annotated[str, typer.Argument(help="Participant, or one scan.")],
+    unlock: Unlock = False,
+) -> None:
     """Remove a participant from stores, journal, results, tables and logs; deletes the report."""
+    if unlock:
+        hypodask.unlock(out)
     for scan in hypodask.forget(out, participant):
         typer.echo(f"{scan} was removed")
     typer.echo(f"Take them out of the input too. Write the report anew: hypodask report {out}")
@@ -161,7 +197,7 @@ def forget(out: Out, participant: Annotated[str, typer.Argument(help="Participan
 
 @app.command()
 def align(
-    scan: Annotated[str, typer.Argument(help="T1w scan: NIfTI, MGH or DICOM, any fsspec URL.")],
+    scan: Annotated[str, typer.Argument(help="T1w scan: NIfTI, MGH or DICOM; a path or a URL.")],
     landmarks: Annotated[str | None, typer.Option(help="Commissures by hand: .fcsv, .mrk.json or BIDS JSON.")] = None,
     itk: Annotated[str | None, typer.Option(help="Write the transform for ANTs, SimpleITK and 3D Slicer.")] = None,
     fsl: Annotated[str | None, typer.Option(help="Write it for FSL's flirt -applyxfm.")] = None,
@@ -189,7 +225,7 @@ def align(
 
 @app.command()
 def verify(out: Out) -> None:
-    """Check every store for missing or damaged parts."""
+    """Check every file for missing or damaged parts, and results, journal and stores for agreement."""
     problems = hypodask.verify(out)
     for problem in problems:
         typer.echo(problem)

@@ -6,7 +6,6 @@ fine coronal slices and the intracranial cavity on the whole head with two netwo
 """
 
 import platform
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,19 +20,31 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment import Alignment, align
-from hypodask.errors import ModelError, ScanError
+from hypodask.cohort import Entry
+from hypodask.cohort.ids import scan_stem
+from hypodask.digests import sha256_of
+from hypodask.errors import ModelError, ScanError, StoreError
 from hypodask.grid import Grid, slab_grid
 from hypodask.labels import ICV
 from hypodask.landmarks import Landmarks, read_landmarks
-from hypodask.location import Location
+from hypodask.location import Location, absolute
 from hypodask.network.weights import Task
 from hypodask.quality import Measures, examine, judge
-from hypodask.reference import load_reference
-from hypodask.row import Row, Stage
+from hypodask.reference import load_reference, reference_digest
+from hypodask.row import MadeBy, Row, Stage
 from hypodask.scan import Scan, read_scan
 from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.restore import label_map_on, slab_label_map
-from hypodask.store import delete_store, mark_done, write_label_map, write_record, write_scan
+from hypodask.store import (
+    delete_store,
+    mark_done,
+    read_done,
+    store_path,
+    write_label_map,
+    write_record,
+    write_scan,
+)
+from hypodask.template import template_digest
 from hypodask.transforms import save_transform
 from hypodask.uncertainty import Conditions, interval, relative_error
 from hypodask.volumes import Volumes, faces_reached, measure, unusual
@@ -41,6 +52,10 @@ from hypodask.volumes import Volumes, faces_reached, measure, unusual
 Networks = tuple[Network, ...]
 Model = str | PathLike[str] | Network
 Models = Model | Sequence[Model] | None
+
+METHOD_VERSION = "2"
+"""Raised whenever the volumes of a scan, or what its row says of them, may differ with the same weights: rows of
+another version are made anew."""
 
 SHIPPED: tuple[Task, ...] = ("hypothalamus", "icv")
 """Networks that come with hypodask, one for each task."""
@@ -88,6 +103,17 @@ def _loaded(model: Model) -> Network:
     return load_network(model) if isinstance(model, str | PathLike) else model
 
 
+def made_by(networks: str) -> MadeBy:
+    """What the rows of a run depend on beside their input.
+
+    Parameters
+    ----------
+    networks
+        Digest of the networks of the run.
+    """
+    return MadeBy(METHOD_VERSION, networks, reference_digest()[:12], template_digest()[:12])
+
+
 def process_scan(
     path: str | PathLike[str],
     *,
@@ -103,9 +129,10 @@ def process_scan(
     Parameters
     ----------
     path
-        NIfTI, MGH or DICOM; any fsspec URL.
+        NIfTI, MGH or DICOM; a local path or a URL, as for :func:`hypodask.read_scan`.
     scan
-        Identifier for the row; by default the name of the file or folder, without what follows a dot.
+        Identifier for the row; by default the name of the file or folder without the suffix of an image and ``_T1w``,
+        as :meth:`hypodask.Cohort.from_files` has it.
     out, store
         Output folder or URL, and where in it the scan's own store goes; nothing is kept without ``out``.
     models
@@ -125,16 +152,20 @@ def process_scan(
     ------
     ModelError
         If weights cannot be loaded.
+    StoreError
+        If the identifier cannot name a store, or its store in ``out`` holds another scan.
     OSError
         If a disk or the network fails: worth another try, which a scan that is refused is not.
     """
     networks = load_models(models)
-    name = scan or re.split(r"[/\\]", fspath(path).rstrip("/\\"))[-1].split(".")[0]
-    store = store or f"scans/{name}.nii.zarr"
-    keeper = Keeper(None if out is None else Location(fspath(out)).child(store).url, name)
+    name = scan or scan_stem(fspath(path))
+    if out is not None:
+        store = store or store_path(Entry(name, fspath(path)))
+    keeper = Keeper(None if out is None else Location(fspath(out)).child(store), name)
+    keeper.refuse_store_of_another(fspath(path), is_named=bool(scan))
     started = perf_counter()
     try:
-        outcome = _done(fspath(path), networks, keeper, landmarks) | {"store": store if keeper.url else ""}
+        outcome = _done(fspath(path), networks, keeper, landmarks) | {"store": store if keeper.place else ""}
     except _Stopped as stopped:
         outcome = stopped.outcome
         keeper.discard()
@@ -147,7 +178,7 @@ def process_scan(
         seconds=perf_counter() - started,
         **outcome,
     )
-    keeper.finish(row, stamp)
+    keeper.finish(row, stamp, fspath(path))
     return row
 
 
@@ -292,14 +323,33 @@ def _coverage(scan: Scan, icv_map: UInt8[ndarray, "i j k"], volumes: list[Volume
 class Keeper:
     """Writes what a scan gives into its own store; without a URL nothing is kept."""
 
-    url: str | None
+    place: Location | None
     scan: str
     """The scan's identifier, which names the file of its transform."""
 
+    def refuse_store_of_another(self, path: str, *, is_named: bool) -> None:
+        """Never write over the store of another scan.
+
+        The same scan may be processed again, and so may another version of its file. Where the identifier was taken
+        from the file's name, a file of that name elsewhere is another scan.
+        """
+        if self.place is None:
+            return
+        try:
+            done = read_done(self.place) or {}
+        except StoreError:
+            return  # what is damaged is made anew
+        if (holds := done.get("scan", self.scan)) != self.scan:
+            raise StoreError(f"{self.place.url} holds the scan {holds!r}, not {self.scan!r}; give another store")
+        if not is_named and done.get("source_sha256", source := _digest_of(path)) != source:
+            raise StoreError(
+                f"{self.place.url} holds another file of the same name as {path}; tell them apart: give scan="
+            )
+
     def keep_scan(self, scan: Scan) -> None:
         """Begin the store with the voxels as they were read."""
-        if self.url:
-            write_scan(self.url, scan)
+        if self.place:
+            write_scan(self.place, scan)
 
     def keep_results(
         self, scan: Scan, alignment: Alignment, segmentations: list[Segmentation]
@@ -308,32 +358,37 @@ class Keeper:
         hypothalamus, icv = segmentations
         scanner_from_acpc = np.linalg.inv(alignment.acpc_from_scanner)
         icv_map = label_map_on(icv, scan.grid, scanner_from_acpc)
-        if self.url:
+        if self.place:
             to_slab = acpc_from_space(hypothalamus.grid, alignment)
             table = hypothalamus.labels
-            write_record(self.url, "alignment", alignment_record(alignment))
-            save_transform(Location(self.url).child(transform_name(self.scan)).url, alignment.acpc_from_scanner)
-            write_label_map(self.url, "icv_scan", icv_map, scan.grid, ICV)
+            write_record(self.place, "alignment", alignment_record(alignment))
+            save_transform(self.place.child(transform_name(self.scan)).url, alignment.acpc_from_scanner)
+            write_label_map(self.place, "icv_scan", icv_map, scan.grid, ICV)
             in_scan = label_map_on(hypothalamus, scan.grid, scanner_from_acpc @ to_slab)
-            write_label_map(self.url, "hypothalamus_scan", in_scan, scan.grid, table)
-            write_label_map(self.url, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table)
+            write_label_map(self.place, "hypothalamus_scan", in_scan, scan.grid, table)
+            write_label_map(self.place, "hypothalamus_slab", slab_label_map(hypothalamus, to_slab), slab_grid(), table)
         return icv_map
 
     def keep_measures(self, measures: Measures) -> None:
         """Write what quality was judged by."""
-        if self.url:
-            write_record(self.url, "quality", dict(measures))
+        if self.place:
+            write_record(self.place, "quality", dict(measures))
 
-    def finish(self, row: Row, stamp: str) -> None:
+    def finish(self, row: Row, stamp: str, path: str) -> None:
         """Say that the store is complete; the last thing written."""
-        if self.url and row.status == "done":
+        if self.place and row.status == "done":
             made_by = {"scan": row.scan, "sha256": row.sha256, "model": row.model, "version": row.version}
-            mark_done(self.url, {**made_by, "stamp": stamp, "row": row.as_dict()})
+            mark_done(self.place, {**made_by, "source_sha256": _digest_of(path), "stamp": stamp, "row": row.as_dict()})
 
     def discard(self) -> None:
         """A scan that failed leaves no store."""
-        if self.url:
-            delete_store(self.url)
+        if self.place:
+            delete_store(self.place)
+
+
+def _digest_of(path: str) -> str:
+    """What tells where a scan was read from without saying it: paths may hold names of people."""
+    return sha256_of(absolute(path).encode(errors="surrogateescape"))
 
 
 def alignment_record(alignment: Alignment) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What there is to do: which scans of a cohort are settled, and what the others will take.
 
-A scan is left alone when its row is in the journal, its input file has the size and modification time it had, the same
-networks are asked for, and its store still has a done-mark. (Hashing every input again would read the whole study to
-find that nothing changed; the done-mark holds the sha256 for whoever wants to.) A scan that was refused
-(:class:`~hypodask.errors.ScanError`), or set aside because it killed its workers or never came to an end, stays failed
-until its file changes or it is asked for. What went wrong for another reason, a full disk or a defect, is tried again.
+A scan is left alone when its row is in the journal, its input file has the size and modification time it had, its row
+was made by the same method, networks, reference ranges and template, and its store still has a done-mark. (Hashing
+every input again would read the whole study to find that nothing changed; the done-mark holds the sha256 for whoever
+wants to.) A scan that was refused (:class:`~hypodask.errors.ScanError`), or set aside because it killed its workers or
+never came to an end, stays failed until its file changes or it is asked for. What went wrong for another reason, a full
+disk or a defect, is tried again.
 """
 
 import hashlib
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import fsspec
 import pandas as pd
 
 from hypodask.cohort import Cohort, Entry
 from hypodask.location import Location
 from hypodask.progress import clock
+from hypodask.row import MadeBy
 from hypodask.store import store_path
 
 Only = Literal["failed"]
@@ -28,10 +29,6 @@ Only = Literal["failed"]
 
 SET_ASIDE = ("KilledWorker", "ScanTimeoutError")
 """Errors of the cluster that are a scan's own: it would kill or hold up its workers again."""
-
-TIME_KEYS = ("ETag", "mtime", "LastModified", "last_modified", "updated", "created")
-"""Each file system has its own name for the time of the last change. An ETag, where there is one, tells more: some
-object stores give the time in milliseconds when they list, and in seconds when they are asked for one object."""
 
 LOOKERS = 32
 """Files looked at a time; on an object store each look is a round trip. Not tuned."""
@@ -51,7 +48,7 @@ class Job:
     store: str
     """Where its store goes, relative to the output."""
     stamp: str
-    """What its input and the networks were at planning time; kept in the journal."""
+    """What its input, landmarks and :class:`~hypodask.row.MadeBy` were at planning time; kept in journal and store."""
 
     def __str__(self) -> str:
         return self.entry.scan
@@ -66,19 +63,25 @@ class Decision(NamedTuple):
 
 
 def decide(
-    cohort: Cohort, out: str, journal: pd.DataFrame, key: str, *, retry_failed: bool = False, only: Only | None = None
+    cohort: Cohort,
+    out: str,
+    journal: pd.DataFrame,
+    made_by: MadeBy,
+    *,
+    retry_failed: bool = False,
+    only: Only | None = None,
 ) -> list[Decision]:
-    """For every scan of a cohort, in its order, whether it is to run with the networks of this ``key``."""
+    """For every scan of a cohort, in its order, whether it is to run."""
     known: dict[Any, dict[Any, Any]] = journal.reindex(columns=list(DECISIVE)).to_dict("index")
 
     def decision(entry: Entry) -> Decision:
-        stamp = input_stamp(entry.path)
-        job = Job(entry, store_path(entry), f"{stamp}:{key}{_landmarks_stamp(entry)}")
+        parts = {"input": input_stamp(entry.path), **made_by._asdict(), "landmarks": _landmarks_stamp(entry)}
+        job = Job(entry, store_path(entry), ";".join(f"{name}={value}" for name, value in parts.items()))
         row = known.get(entry.scan)
         if only == "failed":
             failed = row is not None and row["status"] == "failed"
             return Decision(job, failed, "failed before" if failed else "not asked for")
-        return Decision(job, *_settled(row, job, stamp, out, retry_failed=retry_failed))
+        return Decision(job, *_settled(row, job, out, retry_failed=retry_failed))
 
     def decisions(entries: Sequence[Entry]) -> list[Decision]:
         return [decision(entry) for entry in entries]
@@ -93,12 +96,11 @@ def _shares(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     return (entries[begin : begin + size] for begin in range(0, len(entries), size))
 
 
-def _settled(row: dict[Any, Any] | None, job: Job, stamp: str, out: str, *, retry_failed: bool) -> tuple[bool, str]:
+def _settled(row: dict[Any, Any] | None, job: Job, out: str, *, retry_failed: bool) -> tuple[bool, str]:
     if row is None:
         return True, "new"
     if row["stamp"] != job.stamp:
-        same_file = str(row["stamp"]).startswith(f"{stamp}:")
-        return True, "other networks or landmarks than before" if same_file else "its file has changed"
+        return True, _what_changed(str(row["stamp"]), job.stamp)
     if row["status"] != "done":
         own_fault = row["stage"] != "cluster" or row["error"] in SET_ASIDE
         return retry_failed or not own_fault, "refused or set aside before" if own_fault else "failed before"
@@ -107,15 +109,37 @@ def _settled(row: dict[Any, Any] | None, job: Job, stamp: str, out: str, *, retr
     return False, "done"
 
 
+CHANGES = {
+    "input": "its file has changed",
+    "landmarks": "other landmarks than before",
+    "networks": "other networks than before",
+    "method": "made by another version of the method",
+    "reference": "judged by other reference ranges",
+    "template": "aligned to another template",
+}
+"""Why a scan is made anew, by the part of the stamp that differs."""
+
+
+def _what_changed(before: str, now: str) -> str:
+    """Why a row of another stamp is made anew.
+
+    >>> _what_changed("input=1:2;method=2", "input=1:2;method=3"), _what_changed("1:2:ab", "input=1:2;method=3")
+    ('made by another version of the method', 'made by an earlier version of hypodask')
+    """
+    old, new = (dict(part.partition("=")[::2] for part in stamp.split(";")) for stamp in (before, now))
+    if "method" not in old:
+        return "made by an earlier version of hypodask"
+    return ", ".join(why for part, why in CHANGES.items() if old.get(part) != new.get(part))
+
+
 def input_stamp(path: str) -> str:
     """Size and modification time of a file, to tell later whether it was changed; without reading it."""
-    filesystem, name = fsspec.core.url_to_fs(path)
     try:
-        known = filesystem.info(name)
-    except OSError:
+        size, changed = Location(path).stamp()
+    except Exception:
+        # What cannot be looked at, for any reason that a store's library has, the worker will refuse.
         return "missing"
-    times = [known[key] for key in TIME_KEYS if key in known]
-    return f"{known['size']}:{times[0] if times else ''}"
+    return f"{size}:{changed}"
 
 
 def _landmarks_stamp(entry: Entry) -> str:
@@ -123,7 +147,7 @@ def _landmarks_stamp(entry: Entry) -> str:
     if entry.landmarks is None:
         return ""
     given = input_stamp(entry.landmarks) if isinstance(entry.landmarks, str) else ""
-    return ":" + hashlib.sha256(f"{entry.landmarks} {given}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{entry.landmarks} {given}".encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,5 +233,5 @@ def planned(decisions: Iterable[Decision], journal: pd.DataFrame, workers: int) 
 
 
 def _size(stamp: str) -> int:
-    size = stamp.partition(":")[0]
+    size = stamp.removeprefix("input=").partition(":")[0]
     return int(size) if size.isdecimal() else 0

@@ -4,6 +4,7 @@ All of it is measured, kept in one file beside the weights, and made again with 
 reference`` after the networks have changed.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -70,7 +71,7 @@ class Reference:
             values = json.loads(text)
             ranges = {name: Range(**limits) for name, limits in values["ranges"].items()}
             return cls(values["measured_on"], values["models"], ranges, VolumeErrors(**values["errors"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
             raise ModelError(
                 f"the reference of sound scans cannot be read ({err!r}); make it again with "
                 "python -m benchmarks.quality reference, or install hypodask again"
@@ -84,7 +85,17 @@ def load_reference() -> Reference:
     >>> load_reference().ranges["noise"].low > 0
     True
     """
-    return Reference.from_json(files("hypodask").joinpath("weights", REFERENCE).read_text(encoding="utf-8"))
+    return Reference.from_json(_shipped().decode())
+
+
+@lru_cache(maxsize=1)
+def reference_digest() -> str:
+    """The sha256 of the reference that is shipped."""
+    return hashlib.sha256(_shipped()).hexdigest()
+
+
+def _shipped() -> bytes:
+    return files("hypodask").joinpath("weights", REFERENCE).read_bytes()
 
 
 def save_reference(reference: Reference, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 Status = Literal["done", "failed", "skipped"]
 Stage = Literal["plan", "read", "store", "align", "segment", "measure", "cluster"]
@@ -109,3 +109,16 @@ class Row:
         """
         known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
         return cls(**known)
+
+
+class MadeBy(NamedTuple):
+    """What a row depends on beside its input: rows of another one are made anew."""
+
+    method: str
+    """Version of the method (:data:`hypodask.pipeline.METHOD_VERSION`)."""
+    networks: str
+    """Digest of the weights and of what was asked for."""
+    reference: str
+    """Digest of the reference ranges that quality and intervals are made of."""
+    template: str
+    """Digest of the brain that heads are aligned to."""

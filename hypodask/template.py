@@ -5,6 +5,7 @@ package, so nothing is downloaded.
 """
 
 import gzip
+import hashlib
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -35,14 +36,30 @@ def mni152_brain() -> Scan:
     ModelError
         If the nilearn that is installed keeps it elsewhere.
     """
+    image = Nifti1Image.from_bytes(gzip.decompress(_brain_file()))
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    data /= data.max()
+    data.setflags(write=False)
+    return Scan(data, Grid(data.shape, image.affine, "mni"), source="nilearn MNI152 2009a")
+
+
+@lru_cache(maxsize=1)
+def template_digest() -> str:
+    """The sha256 of the brain's file.
+
+    Raises
+    ------
+    ModelError
+        If the nilearn that is installed keeps it elsewhere.
+    """
+    return hashlib.sha256(_brain_file()).hexdigest()
+
+
+def _brain_file() -> bytes:
     try:
-        image = Nifti1Image.from_bytes(gzip.decompress(files("nilearn").joinpath(BRAIN_FILE).read_bytes()))
+        return files("nilearn").joinpath(BRAIN_FILE).read_bytes()
     except FileNotFoundError as err:
         raise ModelError(
             f"nilearn {version('nilearn')} has no {BRAIN_FILE}, the brain that heads are aligned to; "
             "install another nilearn; versions 0.11 to 0.14 have it"
         ) from err
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    data /= data.max()
-    data.setflags(write=False)
-    return Scan(data, Grid(data.shape, image.affine, "mni"), source="nilearn MNI152 2009a")

@@ -27,11 +27,10 @@ def local_client(workers: int = 2, *, processes: bool = True, forks: bool = True
         LocalCluster(
             n_workers=workers,
             processes=processes,
-            threads_per_worker=1,
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
             silence_logs=60,
-            **options,
+            **{"threads_per_worker": 1, **options},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -1,17 +1,27 @@
 """What became of every scan can be read at any time, and a participant can leave."""
 
+import base64
+import multiprocessing
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from traces import traces
 
-from hypodask.accounts import forget, kept_record, status
-from hypodask.dataset import assemble, finalise, open_results, save_cohort, verify
+from hypodask import leases
+from hypodask.accounts import at_work, forget, kept_record, status
+from hypodask.dataset import assemble, finalise, open_results, read_cohort, save_cohort, verify
+from hypodask.digests import write_sealed
 from hypodask.errors import ClusterError, CohortError, ResultsError
 from hypodask.grid import Grid
-from hypodask.journal import Journal, read_journal, sole_writer
+from hypodask.journal import Journal, read_journal
+from hypodask.leases import FORGETTING, held
 from hypodask.location import Location
+from hypodask.report import page
 from hypodask.row import Row
 from hypodask.scan import Scan
 from hypodask.store import mark_done, write_scan
@@ -22,7 +32,7 @@ SCANS = ("sub-07_ses-1", "sub-07_ses-2", "sub-70_ses-1", "sub-8")
 @pytest.fixture(params=["folder", "memory"])
 def out(request, tmp_path):
     """An output of four scans of three people, one of them failed, with a log, a report and a stray store."""
-    url = str(tmp_path) if request.param == "folder" else f"memory://{tmp_path.name}"
+    url = str(tmp_path / "out") if request.param == "folder" else f"memory://tests/{tmp_path.name}"
     cohort = pd.DataFrame({"scan": SCANS, "path": [f"/bids/{scan}.nii" for scan in SCANS]})
     cohort["participant_id"] = [scan.partition("_")[0] for scan in SCANS]
     save_cohort(url, cohort)
@@ -37,10 +47,11 @@ def out(request, tmp_path):
             Row("sub-8", "failed", stage="read", error="NonFiniteError", reason="3 voxels are NaN").as_dict()
         )
     finalise(url, assemble(cohort, read_journal(url)))
-    Location(url).child("logs", "sub-07_ses-1.log").write(b"sub-07 was dark")
-    Location(url).child("report.html").write(b"a picture of sub-07")
+    write_sealed(Location(url).child("logs", "sub-07_ses-1.log"), b"sub-07 was dark")
+    write_sealed(Location(url).child("report.html"), b"a picture of sub-07")
     yield url
-    Location(url).delete()
+    if request.param == "memory":
+        Location("memory://tests").child(tmp_path.name).delete()
 
 
 def test_the_status_of_every_scan_is_told(out):
@@ -106,13 +117,208 @@ def test_an_unknown_name_is_an_error_and_removes_nothing(out):
 
 
 def test_nobody_is_removed_while_a_run_is_under_way(out):
-    with sole_writer(out), pytest.raises(ClusterError, match="has been writing here since"):
+    with held(Location(out), "run-1"), pytest.raises(ClusterError, match=r"a run goes on .* is at work"):
         forget(out, "sub-8")
 
 
 def test_the_record_of_a_run_that_broke_off_says_by_what(tmp_path):
     with pytest.raises(KeyboardInterrupt), kept_record(str(tmp_path), 5, "abc", {"tcp://a": 2, "tcp://b": 1}):
         raise KeyboardInterrupt
-    (record,) = Path(tmp_path, "runs").iterdir()
+    (record,) = Path(tmp_path, "runs").glob("*.json")
     assert '"stopped_by": "KeyboardInterrupt"' in record.read_text()
     assert '"threads": 3' in record.read_text()
+
+
+PICTURE = np.random.default_rng(7).integers(0, 255, (5, 5, 5)).astype(np.uint8)
+TELLING = ["sub-07", "/bids/secret", "7" * 64, "aged 77"]
+"""Id, path, digest and covariate of the person who leaves; none of them is a part of what others have."""
+
+
+def study_with_somebody(folder: Path) -> str:
+    """An output with everything in it that a person may be named in, also what killed processes leave."""
+    url = str(folder)
+    scans = ["sub-07_ses-1", "sub-07_acq-hires_run-2", "sub-8"]
+    paths = ["/bids/secret-1.nii", "/bids/secret-2.nii", "/bids/b.nii"]
+    people = ["sub-07", "sub-07", "sub-8"]
+    notes = ["aged 77", "aged 77", ""]
+    cohort = pd.DataFrame({"scan": scans, "path": paths, "participant_id": people, "note": notes})
+    save_cohort(url, cohort)
+    for results in (1, 2):
+        with Journal(url) as journal:
+            for scan, person in zip(scans, people, strict=True):
+                digest = ("7" if person == "sub-07" else "8") * 64
+                store = f"scans/{'Ulm' if person == 'sub-07' else 'Bern'}/{scan}.nii.zarr"
+                voxels = PICTURE if person == "sub-07" else PICTURE[::-1]
+                write_scan(f"{url}/{store}", Scan(voxels, Grid(voxels.shape, np.eye(4), "scanner"), sha256=digest))
+                row = Row(scan, "done", volume_mm3={"icv": 1.5e6 + results}, store=store, sha256=digest).as_dict()
+                mark_done(f"{url}/{store}", {"row": row})
+                journal.append(row)
+                journal.flush()
+        finalise(url, assemble(cohort, read_journal(url)))
+    place = Location(url)
+    write_sealed(place.child("logs", "sub-07_ses-1.log"), b"sub-07 was dark")
+    write_sealed(place.child("report.html"), b"sub-07" + base64.b64encode(PICTURE.tobytes()))
+    # What has neither a row nor a place in the table, and what was never finished.
+    place.child("logs", "sub-07_ses-9.log").write(b"sub-07 was never done")
+    shutil.copytree(folder / "scans/Ulm/sub-07_ses-1.nii.zarr", folder / "scans/sub-07_ses-9.nii.zarr")
+    for name in (f".volumes.tsv.{'0' * 32}", "journal/.00000003.parquet.0123", f"logs/.hypodask-{'0' * 32}"):
+        place.child(name).write(b"sub-07")
+    place.child("locks", "scan-sub-07_ses-1.00000001.json").write(b"{}")
+    return url
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(leases, "EXPIRES_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    "before", ["", "results.json", "cohort.parquet", "cohort.parquet.sha256", "journal", "results"]
+)
+def test_nothing_of_a_person_is_left_whatever_was_lost_before(tmp_path, quick, before):
+    url = study_with_somebody(tmp_path / "out")
+    assert {found.rpartition(": ")[2] for found in traces(tmp_path, TELLING, PICTURE)} == {
+        *TELLING,
+        "picture",
+        "picture in a page",
+    }
+    if before == "results":
+        next((tmp_path / "out").glob("results-*.zarr/scan/c/0")).unlink()
+    elif before == "journal":
+        part = next((tmp_path / "out" / "journal").glob("*.parquet"))
+        part.write_bytes(part.read_bytes()[:-9])
+    elif before:
+        (tmp_path / "out" / before).unlink()
+    assert {"sub-07_acq-hires_run-2", "sub-07_ses-1", "sub-07_ses-9"} == set(forget(url, "07"))
+    assert traces(tmp_path, TELLING, PICTURE) == []
+    assert "sub-8" in read_journal(url).index
+    assert (tmp_path / "out/scans/Bern/sub-8.nii.zarr/done.json").exists()
+    with pytest.raises(CohortError, match="neither a participant nor a scan"):
+        forget(url, "07")
+
+
+def test_a_link_out_of_the_output_is_removed_and_what_it_leads_to_is_not(tmp_path, quick):
+    url = study_with_somebody(tmp_path / "out")
+    others = tmp_path / "elsewhere" / "sub-07_ses-1.nii.zarr"
+    shutil.copytree(tmp_path / "out/scans/Bern/sub-8.nii.zarr", others)
+    before = Location(str(others)).files()
+    shutil.rmtree(tmp_path / "out/scans/Ulm/sub-07_ses-1.nii.zarr")
+    (tmp_path / "out/scans/Ulm/sub-07_ses-1.nii.zarr").symlink_to(others)
+    forget(url, "sub-07")
+    assert Location(str(others)).files() == before
+    assert not (tmp_path / "out/scans/Ulm").exists()
+
+
+def processes() -> "multiprocessing.context.ForkServerContext":
+    """Processes that have imported all that they need before they begin."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hypodask.cluster", "pytest"])
+    return context
+
+
+def remove(url: str) -> None:
+    leases.EXPIRES_SECONDS, leases.LOOK_SECONDS = 0.2, 0.01
+    forget(url, "07")
+
+
+def kill_in_the_middle(url: str, seconds: float) -> bool:
+    """Begin to remove a person in a process of its own and kill it; whether it was still at it."""
+    process = processes().Process(target=remove, args=(url,))
+    process.start()
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode != 0
+
+
+def kills(folder: Path, number: int) -> int:
+    """How many of so many removals were killed in the middle; after each the same call is made again."""
+    whole = 0.0
+    for attempt in range(2):  # the first starts the server of processes
+        process = processes().Process(target=remove, args=(study_with_somebody(folder / f"timed-{attempt}"),))
+        began = time.monotonic()
+        process.start()
+        process.join()
+        whole = time.monotonic() - began
+    moments, killed = np.random.default_rng(0).uniform(0, whole, number), 0
+    for attempt, moment in enumerate(moments):
+        out = folder / f"out-{attempt}"
+        url = study_with_somebody(out)
+        killed += kill_in_the_middle(url, moment)
+        with suppress(CohortError):
+            forget(url, "07")
+        assert traces(out, TELLING, PICTURE) == []
+        assert open_results(url)["scan"].to_numpy().tolist() == ["sub-8"]
+        assert verify(url) == []
+        shutil.rmtree(out)
+    return killed
+
+
+def test_killed_at_any_moment_the_same_call_again_leaves_nothing(tmp_path, quick):
+    assert kills(tmp_path, 4) > 0
+
+
+@pytest.mark.thorough
+def test_fifty_kills_at_random_moments_leave_nothing(tmp_path, quick):
+    assert kills(tmp_path, 50) > 20
+
+
+def test_the_status_asked_for_must_be_one_that_there_is(out):
+    with pytest.raises(ResultsError, match="no scan can be 'foo'; give one of done, failed, waiting"):
+        status(out, only="foo")
+
+
+def test_unfinished_files_of_killed_processes_are_cleaned_as_a_run_begins_unless_another_goes_on(tmp_path, quick):
+    url = study_with_somebody(tmp_path / "out")
+    place = Location(url)
+    unfinished = [name for name in place.files() if name.rpartition("/")[2].startswith(".")]
+    assert len(unfinished) == 3
+    place.child(".of-mine.2024").write(b"not of hypodask")
+    with held(place, "run-other"), at_work(place):
+        assert set(unfinished) <= place.files().keys()
+    with at_work(place):
+        assert not set(unfinished) & place.files().keys()
+        assert ".of-mine.2024" in place.files()
+
+
+def test_a_report_that_was_begun_before_somebody_left_does_not_show_them(tmp_path, quick, monkeypatch):
+    url = study_with_somebody(tmp_path / "out")
+    before = open_results(url)
+    forget(url, "07")
+    monkeypatch.setattr(page, "render", lambda ds, pictures, reference=None: str(ds["scan"].to_numpy()))
+    page.write(before, url)
+    assert "sub-8" in (tmp_path / "out" / "report.html").read_text()
+    assert traces(tmp_path, TELLING, PICTURE) == []
+    with held(Location(url), FORGETTING), pytest.raises(ClusterError, match="a participant is being removed"):
+        page.write(before, url)
+
+
+def test_the_others_keep_their_places_and_covariates_where_the_table_is_damaged(tmp_path, quick):
+    url = study_with_somebody(tmp_path / "out")
+    (tmp_path / "out" / "cohort.parquet").write_bytes(b"PAR1 and nothing else")
+    forget(url, "07")
+    assert read_cohort(url)[["scan", "participant_id"]].to_numpy().tolist() == [["sub-8", "sub-8"]]
+    assert open_results(url)["scan"].to_numpy().tolist() == ["sub-8"]
+
+
+def test_files_of_the_user_in_an_output_stay(tmp_path, quick):
+    url = study_with_somebody(tmp_path / "out")
+    mine = ["results-paper.json", "results-final.zarr/a", "runs/.hydra/config.yaml", "logs/.gitkeep", ".of-mine.2024"]
+    for name in mine:
+        Location(url).child(name).write(b"mine")
+    for _ in range(2):
+        with at_work(Location(url)):
+            finalise(url, open_results(url))
+    forget(url, "07")
+    assert set(mine) <= Location(url).files().keys()
+
+
+def test_somebody_who_is_known_by_results_alone_leaves_them_and_an_empty_name_is_nobody(tmp_path, quick):
+    url = study_with_somebody(tmp_path / "out")
+    cohort = read_cohort(url)
+    save_cohort(url, cohort[cohort["participant_id"] == "sub-8"])
+    forget(url, "sub-07")
+    assert traces(tmp_path, TELLING, PICTURE) == []
+    with pytest.raises(CohortError, match="no participant was named"):
+        forget(url, "")

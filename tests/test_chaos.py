@@ -1,6 +1,7 @@
 """Whatever dies or fails while a study runs, the table is the same in the end, and no work is done twice."""
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -32,7 +33,7 @@ from distributed import Client
 from hypodask.cluster import process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
-from hypodask.errors import ClusterError, StoreError
+from hypodask.errors import ClusterError, OutputError, StoreError
 from hypodask.journal import read_journal
 from hypodask.location import Location
 
@@ -157,19 +158,19 @@ def test_a_scheduler_that_is_killed_ends_the_run_with_the_advice_to_call_again(u
     assert_complete(out, cohort)
 
 
-@pytest.mark.parametrize("filling", ["cohort.parquet", "00000001.parquet", "volumes.tsv", "results.json"])
+@pytest.mark.parametrize("filling", ["/cohort.parquet", ".parquet", "volumes.tsv", "results.json"])
 def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_done(undisturbed, cohort, out, run, monkeypatch, filling):
     cohort = first(cohort, 4)
     write = Location.write
 
-    def full(self: Location, content: bytes) -> None:
+    def full(self: Location, content: bytes, *, durable: bool = True) -> None:
         if self.url.endswith(filling):
             raise OSError(errno.ENOSPC, "No space left on device", self.url)
-        write(self, content)
+        write(self, content, durable=durable)
 
     with monkeypatch.context() as patched:
         patched.setattr(Location, "write", full)
-        with pytest.raises(OSError, match="No space left on device") as error:
+        with pytest.raises(OutputError, match=r"cannot be written .*No space left on device") as error:
             run(cohort, out)
     assert error.value.errno == errno.ENOSPC
     assert_same(run(cohort, out), undisturbed)
@@ -180,11 +181,17 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_done(undisturbed, 
 def test_a_lost_part_of_the_journal_is_told_and_made_again_from_the_stores(undisturbed, cohort, out, run):
     cohort = first(cohort, 4)
     run(cohort, out)
-    part = Path(out, "journal", "00000001.parquet")
+    part = part_of(out)
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"00000001.parquet is damaged .* delete it and run the same call again"):
+    with pytest.raises(
+        StoreError,
+        match=r"parquet is damaged.* delete it and the file .sha256 beside it, then make the same call again",
+    ):
         run(cohort, out)
     part.unlink()
+    with pytest.raises(StoreError, match=r"parquet is missing, though its digest is there"):
+        run(cohort, out)
+    Path(f"{part}.sha256").unlink()
     assert_same(run(cohort, out), undisturbed)
     assert len(calls(out)) == 4
     assert_complete(out, cohort)
@@ -196,7 +203,7 @@ def test_a_store_that_was_cut_short_is_not_taken_for_a_row_that_was_lost(undistu
     voxels = next(path for path in Path(out, results["store"].item(0), "0", "c").rglob("*") if path.is_file())
     os.truncate(voxels, voxels.stat().st_size // 2)
     assert "bytes" in verify(out)[0]
-    Path(out, "journal", "00000001.parquet").unlink()
+    lose_journal(out)
     assert_same(run(cohort, out), undisturbed)
     assert [call.scan for call in calls(out)[2:]] == ["sub-000"]
     assert verify(out) == []
@@ -210,10 +217,12 @@ def test_clocks_that_differ_do_no_harm(undisturbed, cohort, out, run, tmp_path):
     skewed = Cohort(first(cohort, 4).table.assign(path=[str(path) for path in paths]))
     for scans in (2, 4):
         run(first(skewed, scans), out)
-    os.utime(Path(out, "journal", "00000001.parquet"), (4e9, 4e9))
-    ahead = "results-21991231T235959-ffffff.zarr"
-    Path(out, open_results_name(out)).rename(Path(out, ahead))
-    Path(out, "results.json").write_text(f'{{"results": "{ahead}"}}')
+    os.utime(part_of(out), (4e9, 4e9))
+    stem, ahead = open_results_name(out).removesuffix(".zarr"), "results-21991231T235959-ffffff"
+    for suffix in (".zarr", ".json"):
+        Path(out, stem + suffix).rename(Path(out, ahead + suffix))
+    pointer = Path(out, "results.json")
+    pointer.write_text(pointer.read_text().replace(stem, ahead))
     results = run(Cohort(skewed.table.assign(group="PLS")), out)
     assert len(calls(out)) == 4
     assert set(open_results(out)["group"].to_numpy()) == {"PLS"}
@@ -222,4 +231,14 @@ def test_clocks_that_differ_do_no_harm(undisturbed, cohort, out, run, tmp_path):
 
 
 def open_results_name(out: str) -> str:
-    return next(path.name for path in Path(out).glob("results-*.zarr"))
+    return str(json.loads(Path(out, "results.json").read_text())["results"])
+
+
+def part_of(out: str) -> Path:
+    """The first part of the journal."""
+    return min(Path(out, "journal").glob("*.parquet"))
+
+
+def lose_journal(out: str) -> None:
+    for path in Path(out, "journal").iterdir():
+        path.unlink()

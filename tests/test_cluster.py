@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +21,20 @@ from dask.utils import parse_timedelta
 from distributed import Client
 
 import hypodask
+import hypodask.pipeline
 from hypodask.cluster import LOST_WORKER, connection, each, plan, process
 from hypodask.cluster.connection import reached_cluster
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
-from hypodask.errors import ClusterError, CohortError, ModelError, NonFiniteError
+from hypodask.errors import ClusterError, CohortError, LocationError, ModelError, NonFiniteError, OutputError
 from hypodask.grid import Grid
-from hypodask.journal import read_journal, sole_writer
+from hypodask.journal import read_journal
+from hypodask.leases import FORGETTING, held
 from hypodask.location import Location
 from hypodask.planning import input_stamp
 from hypodask.progress import Progress
 from hypodask.row import Row
-from hypodask.scan import Scan
+from hypodask.scan import Scan, read_scan
 from hypodask.store import delete_store, mark_done, write_scan
 
 SOUND, REFUSED, FAILED_INSIDE = "sound", "refused", "failed inside"
@@ -57,11 +61,24 @@ def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: 
         raise OSError(28, "No space left on device")
     voxels = np.full((4, 4, 4), len(scan), np.uint8)
     write_scan(f"{out}/{store}", Scan(voxels, Grid((4, 4, 4), np.eye(4), "scanner")))
-    mark_done(f"{out}/{store}", {})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    return Row(
-        scan, "done", volume_mm3={"icv": 1.5e6}, seconds=0.1, store=store, model=str(models), warnings=str(cores)
-    )
+    row = Row(scan, "done", volume_mm3={"icv": 1.5e6}, seconds=0.1, store=store, model=str(models), warnings=str(cores))
+    mark_done(f"{out}/{store}", {"stamp": stamp, "row": row.as_dict()})
+    return row
+
+
+HANG_SECONDS = 25.0
+
+
+def hang(path: str, **_: object) -> Row:
+    """A stand-in for the pipeline that takes longer than anybody waits."""
+    time.sleep(HANG_SECONDS)
+    raise AssertionError(path)
+
+
+def read_alone(path: str, *, scan: str, out: str, store: str, models: object, stamp: str) -> Row:
+    """A stand-in for the pipeline that reads the scan and writes nothing."""
+    return Row(scan, "done", sha256=read_scan(path).sha256)
 
 
 def load(models: object) -> str:
@@ -185,7 +202,7 @@ def test_new_scans_of_a_study_are_added_and_lost_ones_leave_the_results(run, stu
     # Writing the files again changed their time; put it back to that of the journal.
     stamps = read_journal(out)["stamp"]
     for scan, path in zip(cohort.table["scan"][:2], cohort.table["path"][:2], strict=True):
-        os.utime(path, (0, float(stamps[scan].split(":")[1])))
+        os.utime(path, (0, float(stamps[scan].split(";")[0].split(":")[1])))
     assert run(cohort).sizes["scan"] == 3
     assert calls(out) == {"sub-02": 1}
     assert run(Cohort(cohort.table.iloc[2:])).sizes["scan"] == 1
@@ -255,20 +272,142 @@ def test_an_interrupted_run_keeps_what_came_in_and_goes_on_from_there(client, st
     cohort = study(*[SOUND] * 4)
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "count", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             process(cohort, out, client, window=1, progress=False, treat=treat, load=None)
+    assert "make the same call again to go on" in stopped.value.__notes__[0]
     assert len(read_journal(out)) == 1
-    assert "running.json" not in Location(out).names()
+    assert "locks" not in Location(out).names()
     process(cohort, out, client, progress=False, treat=treat, load=None)
     assert max(calls(out)[scan] for scan in read_journal(out).index[:1]) == 1
     assert verify(out) == []
 
 
-def test_a_second_client_is_refused_and_changes_nothing(run, study, out):
-    with sole_writer(out), pytest.raises(ClusterError, match="has been writing here since"):
+def test_two_clients_at_once_do_each_scan_once_and_both_have_all_results(client, study, out):
+    cohort = study(*[SOUND] * 6)
+
+    def processed(_: int) -> xr.Dataset:
+        return process(cohort, out, client, progress=False, treat=treat, load=None)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(processed, range(2))
+    assert set(first["status"].to_numpy()) == set(second["status"].to_numpy()) == {"done"}
+    assert set(calls(out).values()) == {1}
+    assert verify(out) == []
+    assert "locks" not in Location(out).names()
+
+
+def test_a_table_that_was_damaged_is_made_again_by_the_next_call(run, study, out):
+    cohort = study(SOUND)
+    run(cohort)
+    sound = Path(out, "volumes.tsv").read_bytes()
+    Path(out, "volumes.tsv").write_bytes(sound[:-3])
+    assert "process the cohort again" in verify(out)[0]
+    run(cohort)
+    assert Path(out, "volumes.tsv").read_bytes() == sound
+    assert verify(out) == []
+
+
+def test_a_scan_that_hangs_where_no_nanny_can_end_it_holds_up_no_later_call(study, out):
+    with local_client(1, processes=False, threads_per_worker=2) as client:
+        asked = {"progress": False, "treat": hang, "load": None, "retry_failed": True, "time_limit": 1.0}
+        began = time.monotonic()
+        for _ in range(2):
+            results = process(study(SOUND), out, client, **asked)
+            assert results["error"].item() == "ScanTimeoutError"
+        assert time.monotonic() - began < HANG_SECONDS
+
+
+def test_nothing_is_run_while_a_participant_is_removed(run, study, out):
+    with held(Location(out), FORGETTING), pytest.raises(ClusterError, match="a participant is being removed"):
         run(study(SOUND))
     assert calls(out) == {}
     assert Location(out).names() == []
+
+
+def test_an_output_that_is_deleted_or_unlocked_while_a_run_goes_on_is_an_error(client, study, out, monkeypatch):
+    def delete(self: Progress, status: str) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+
+    monkeypatch.setattr(Progress, "count", delete)
+    with pytest.raises(ClusterError, match=r"lost its lease .* unlocked or deleted"):
+        process(study(SOUND), out, client, progress=False, treat=treat, load=None)
+    assert "results.json" not in Location(out).names()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_of_ours_before_anything_runs(run, study, out, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out" / "locks").write_text("")
+    for url, message in (
+        (str(tmp_path / "file"), "is a file; give a folder"),
+        (str(tmp_path / "file" / "out"), "cannot be written .*Not a directory"),
+        (out, "cannot be written .*a file is where a folder is needed"),
+        (f"{out}/{'x' * 300}", "cannot be written .*File name too long"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            run(study(SOUND), url=url)
+    for url in ("foo://out", "reference://out", "memory://a::b", "simplecache::s3://out", ""):
+        with pytest.raises(LocationError, match=r"protocol|chains|names no place"):
+            run(study(SOUND), url=url)
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        '{"host": "node17", "pid": 4242, "since": "2026-11-01 01:00:00 UTC"}',
+        *('{"host": "node17", "pid": 1e300}', "", "[]", "null", "{", "[" * 200_000),
+    ],
+)
+def test_a_lock_of_an_earlier_version_holds_up_nobody(run, study, out, lock):
+    Path(out, "running.json").write_text(lock)
+    assert run(study(SOUND))["status"].to_numpy().tolist() == ["done"]
+    assert not Path(out, "running.json").exists()
+
+
+def test_the_home_folder_is_expanded(run, study, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    run(study(SOUND), url="~/out")
+    assert (tmp_path / "home" / "out" / "results.json").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_sibling_whose_name_begins_alike_survives_a_run_into_a_name_with_a_chain_in_it(run, study, tmp_path):
+    cohort = study(SOUND)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "raw.nii").write_text("raw data")
+    run(cohort, url=str(tmp_path / "study::v2"))
+    run(cohort, url=str(tmp_path / "study[AB]*"))
+    assert (tmp_path / "study" / "raw.nii").read_text() == "raw data"
+    assert verify(str(tmp_path / "study::v2")) == verify(str(tmp_path / "study[AB]*")) == []
+
+
+def test_one_bad_path_is_one_failed_row(client, out, head_file, monkeypatch):
+    for name in ("FSSPEC_S3_KEY", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    bad = ["s3://nobody-s-bucket/a.nii", "hdfs://a/b.nii", "foo://a/b.nii", "/data/a\0b.nii", "zip://x::/nope.zip"]
+    bad += ["reference://x::file:///some/refs.json"]
+    table = pd.DataFrame({"path": [str(head_file()), *bad], "participant_id": [f"P{n}" for n in range(1 + len(bad))]})
+    results = process(Cohort.from_table(table), out, client, progress=False, treat=read_alone, load=None)
+    assert results["status"].to_numpy().tolist() == ["done"] + ["failed"] * len(bad)
+    assert all(results["reason"].to_numpy()[1:])
+    assert verify(out) == []
+
+
+def test_rows_of_another_method_reference_template_or_version_are_made_anew_and_the_plan_says_why(
+    run, study, out, monkeypatch
+):
+    cohort = study(SOUND)
+    run(cohort)
+    planned = partial(plan, cohort, out, workers=1, treat=treat, load=None)
+    for name, why in {
+        "METHOD_VERSION": "made by another version of the method",
+        "reference_digest": "judged by other reference ranges",
+        "template_digest": "aligned to another template",
+    }.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(hypodask.pipeline, name, "9" if name == "METHOD_VERSION" else lambda: "9" * 12)
+            assert planned().reasons == {why: 1}
+    assert planned().reasons == {"done": 1}
 
 
 def test_a_covariate_with_the_name_of_a_result_is_refused_before_anything_runs(run, study, out):
@@ -338,14 +477,15 @@ def test_attempts_and_memory_are_kept_of_every_scan(run, study, out):
 
 def test_what_is_logged_of_a_scan_is_kept_with_the_trace_of_its_error(run, study, out):
     run(study(SOUND, BUG, FLAKY))
-    assert Location(out).child("logs").names() == ["sub-01.log", "sub-02.log"]
+    logs = [name for name in Location(out).child("logs").names() if name.endswith(".log")]
+    assert logs == ["sub-01.log", "sub-02.log"]
     assert "KeyError: 'unforeseen'" in Path(out, "logs", "sub-01.log").read_text()
     assert Path(out, "logs", "sub-02.log").read_text().count("No space left on device") == 2
 
 
 def test_a_run_leaves_a_record_of_versions_and_workers(run, study, out):
     run(study(SOUND, REFUSED))
-    (record,) = (json.loads(path.read_text()) for path in Path(out, "runs").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in Path(out, "runs").glob("*.json"))
     assert (record["scans"], record["workers"], record["threads"]) == (2, 2, 2)
     assert record["versions"]["hypodask"] == hypodask.__version__
     assert record["began"] <= record["ended"]

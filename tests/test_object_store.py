@@ -30,8 +30,8 @@ from hypodask.cluster import process
 from hypodask.cohort import Cohort
 from hypodask.dataset import open_results, verify
 from hypodask.errors import ClusterError
-from hypodask.journal import sole_writer
 from hypodask.labels import ICV
+from hypodask.leases import held
 from hypodask.location import Location
 from hypodask.phantom import simulate_cohort
 from hypodask.row import Row
@@ -188,12 +188,25 @@ def test_a_chunk_that_an_object_store_lost_is_told_and_its_scan_made_anew(client
     assert verify(out.url) == []
 
 
-def test_a_second_client_is_refused_on_an_object_store(client, study):
+def test_a_lease_is_respected_on_an_object_store(study):
     out = Location(f"{study['s3']}/out")
     before = out.names()
-    with sole_writer(out.url), pytest.raises(ClusterError, match=f"process {os.getpid()} on .* has been writing here"):
-        run(client, study["s3"])
+    with (
+        held(out, "results"),
+        pytest.raises(ClusterError, match=f"process {os.getpid()} on .* is at work"),
+        held(out, "results", patience=0),
+    ):
+        pass
     assert out.names() == before
+
+
+def test_siblings_on_an_object_store_survive_a_deletion(server):
+    place = Location("s3://study").child(uuid4().hex)
+    for name in ("study/a", "studyA/a", "study[AB]/a", "study*/a"):
+        place.child(name).write(b"1")
+    for name in ("study*", "study[AB]", "study"):
+        place.child(name).delete()
+    assert place.files() == {"studyA/a": 1}
 
 
 def test_of_two_that_create_an_object_at_once_one_is_refused_by_the_store(server, monkeypatch):

@@ -1,5 +1,6 @@
 """One scan in, one row out: volumes when all is well, the stage and the reason when it is not."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from segmentations import ellipsoid, labelled
 
 from hypodask import pipeline
 from hypodask.alignment import Alignment
-from hypodask.errors import AlignmentError, ModelError
+from hypodask.cohort import Cohort
+from hypodask.errors import AlignmentError, ModelError, StoreError
 from hypodask.grid import box_grid, transform_points
 from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.network.unet import UNet, UNetConfig
@@ -103,7 +105,7 @@ def stores(out: Path) -> list[Path]:
 
 def test_a_scan_becomes_a_row_of_volumes(aligned, scan_file):
     row = process_scan(scan_file(), models=FAKES)
-    assert (row.status, row.stage, row.scan, row.reason) == ("done", "", "sub-01_T1w", "")
+    assert (row.status, row.stage, row.scan, row.reason) == ("done", "", "sub-01", "")
     assert row["hypothalamus"] == pytest.approx(2 * 4 / 3 * np.pi * 4 * 6 * 4, rel=0.02)
     assert row["icv"] == pytest.approx(4 / 3 * np.pi * 64 * 78 * 62, rel=0.02)
     assert row["hypothalamus"] == row.soft_volume_mm3["hypothalamus"]
@@ -283,7 +285,36 @@ def test_an_unusual_volume_is_said(aligned, scan_file):
 @pytest.mark.parametrize("path", ["a/sub-03_T1w.nii.gz", "C:\\a\\sub-03_T1w.nii", "s3/b/sub-03_T1w/"])
 def test_a_scan_is_named_after_its_file_or_folder(path, monkeypatch):
     monkeypatch.setattr(pipeline, "read_scan", raising(AlignmentError("never mind")))
-    assert process_scan(path, models=FAKES).scan == "sub-03_T1w"
+    assert process_scan(path, models=FAKES).scan == "sub-03"
+
+
+def test_scans_that_differ_after_a_dot_in_their_names_have_stores_of_their_own(aligned, scan_file, out):
+    names = ["s_0.9mm_a.nii.gz", "s_0.8mm_b.nii.gz"]
+    rows = [process_scan(scan_file(name), out=out, models=FAKES) for name in names]
+    assert [row.scan for row in rows] == ["s_0.9mm_a", "s_0.8mm_b"]
+    assert [row.scan for row in rows] == Cohort.from_files([scan_file(name) for name in names]).table["scan"].tolist()
+    assert [verify_store(str(out / row.store)) for row in rows] == [[], []]
+
+
+def test_the_store_of_another_scan_is_never_written_over(aligned, scan_file, out, tmp_path):
+    row = process_scan(scan_file(), out=out, models=FAKES)
+    before = {path: path.read_bytes() for path in (out / row.store).rglob("*") if path.is_file()}
+    (tmp_path / "elsewhere").mkdir()
+    namesake = shutil.copy(scan_file(right=0.9), tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="holds another file of the same name"):
+        process_scan(namesake, out=out, models=FAKES)
+    with pytest.raises(StoreError, match="holds the scan 'sub-01', not 'sub-02'"):
+        process_scan(namesake, scan="sub-02", out=out, store=row.store, models=FAKES)
+    assert {path: path.read_bytes() for path in (out / row.store).rglob("*") if path.is_file()} == before
+    assert process_scan(scan_file(right=0.9), out=out, models=FAKES).status == "done"
+    assert process_scan(namesake, scan="sub-01", out=out, models=FAKES).status == "done"
+
+
+@pytest.mark.parametrize("scan", ["../sub-01", "a/b", ".sub-01", "下" * 66])
+def test_a_name_that_cannot_be_that_of_a_store_is_refused_before_anything_is_read(scan_file, out, scan):
+    with pytest.raises(StoreError, match="cannot name its store"):
+        process_scan(scan_file(), scan=scan, out=out, models=FAKES)
+    assert not out.exists()
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
 """A client of the user's cluster, or of workers that are started on this machine."""
 
+import ast
 import asyncio
+import inspect
 import logging
+import multiprocessing.process
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dask.config
@@ -42,6 +47,81 @@ CERTIFICATE_ADVICE = (
 )
 
 
+UNGUARDED = (
+    'the script {script} calls hypodask outside of `if __name__ == "__main__":`; workers on this machine are new '
+    "processes that import the script, so it would start itself again in each of them: put what the script does under "
+    "that line, as in the README, or give client= a cluster that is running"
+)
+
+
+NOT_STARTED = (
+    "workers could not be started on this machine ({cause!r}). They are new processes that import the script which "
+    "called hypodask: see that nothing in it ends or fails as it is imported, and that what it does is under "
+    '`if __name__ == "__main__":`, as in the README'
+)
+
+
+def has_client() -> bool:
+    """Whether there is a current client of Dask."""
+    with suppress(ValueError):
+        Client.current()
+        return True
+    return False
+
+
+def refuse_unguarded_script() -> None:
+    """Stop, before anything is started or written, a script that would start itself again in each of its workers.
+
+    Raises
+    ------
+    ClusterError
+        If this process is such a worker, or the script that runs here would make it so.
+    """
+    main = sys.modules.get("__main__")
+    script = getattr(main, "__file__", None)
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise ClusterError(UNGUARDED.format(script=script or "that started this process"))
+    module = getattr(getattr(main, "__spec__", None), "name", "")
+    # New processes import neither what was typed in nor the __main__.py of a package.
+    if script is None or module.endswith("__main__"):
+        return
+    if not module and not Path(script).exists():
+        raise ClusterError(
+            f"what runs here was read from {script}, and workers on this machine are new processes that have to import "
+            "it: save the script as a file, or give client= a cluster that is running"
+        )
+    line = _line_of_main(script)
+    if line and not _is_guarded(script, line):
+        raise ClusterError(UNGUARDED.format(script=script))
+
+
+def _line_of_main(script: str) -> int:
+    """The line of a script's own body that led here; 0 where it was not its body."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        is_body = frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
+        if is_body and Path(frame.f_code.co_filename).absolute() == Path(script).absolute():
+            return frame.f_lineno
+        frame = frame.f_back
+    return 0
+
+
+def _is_guarded(script: str, line: int) -> bool:
+    """Whether a line runs in the script alone: below a test of ``__name__``, or after one that may end an import."""
+    try:
+        body = ast.parse(Path(script).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return True
+    kinds = (ast.If, ast.IfExp, ast.BoolOp, ast.While, ast.Match)
+    tests = [one for one in ast.walk(ast.Module(body, [])) if isinstance(one, kinds) and one.lineno <= line]
+    known = {"__name__", "current_process"}
+    return any(
+        (isinstance(one, ast.Name) and one.id in known) or (isinstance(one, ast.Attribute) and one.attr in known)
+        for test in tests
+        for one in ast.walk(test)
+    )
+
+
 @contextmanager
 def reached_cluster(client: Client | str | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
     """A client, and the number of workers that were started here for it (0 on a cluster of the user's)."""
@@ -54,22 +134,38 @@ def reached_cluster(client: Client | str | None, workers: int | None, jobs: int)
     if client is not None:
         yield client, 0
         return
+    refuse_unguarded_script()
     count = workers_here(jobs, workers)
-    # JAX and fork deadlock; and the first of several processes takes nearly all the memory of a GPU, if there is one.
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False, "allowed_failures": ALLOWED_DEATHS},
-            silence_logs=logging.CRITICAL,
-            env={"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
-        ) as cluster,
-        Client(cluster) as own,
-    ):
+    with _started(count) as cluster, Client(cluster) as own:
         yield own, count
+
+
+@contextmanager
+def _started(count: int) -> Iterator[LocalCluster]:
+    """Workers on this machine, each a process of its own."""
+    # JAX and fork deadlock; and the first of several processes takes nearly all the memory of a GPU, if there is one.
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}):
+        try:
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False, "allowed_failures": ALLOWED_DEATHS},
+                silence_logs=logging.CRITICAL,
+                env={"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
+            )
+        except RuntimeError as err:
+            raise ClusterError(NOT_STARTED.format(cause=_first_cause(err))) from None
+        with cluster:
+            yield cluster
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error goes back to; Dask wraps one in another for every layer."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def workers_here(jobs: int, workers: int | None) -> int:

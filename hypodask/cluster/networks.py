@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from hypodask.cluster.connection import submit
 from hypodask.errors import ClusterError, ModelError
+from hypodask.location import absolute, is_url
 from hypodask.segmentation import Segmentation
 from hypodask.segmentation.border import BorderedNetwork
 from hypodask.segmentation.predict import ShippedNetwork
@@ -33,22 +34,25 @@ class Networks(WorkerPlugin):
 
     def __init__(self, models: Models, load: Load, digests: dict[str, str]) -> None:
         self._models, self._load, self._digests = models, load, digests
+        self._shipped = {path.name: _sha256(path) for path in sorted(_shipped_weights())}
         self._version = version("hypodask")
         self._workers_here = 0
 
     @classmethod
     def asked_for(cls, models: Models, load: Load) -> "Networks":
         """The networks a user named, with the digests of those that are files here."""
-        named = [models] if isinstance(models, str | os.PathLike) else list(models or ())
-        paths = [Path(os.fspath(name)) for name in named]
-        return cls(models, load, {str(path): _sha256(path) for path in paths if path.is_file()})
+        is_one = isinstance(models, str | os.PathLike)
+        several = [models] if isinstance(models, str | os.PathLike) else list(models or ())
+        named = [_located(name) for name in several]
+        digests = {name: _sha256(Path(name)) for name in named if Path(name).is_file()}
+        return cls(named[0] if is_one else named or None, load, digests)
 
     @property
     def key(self) -> str:
         """Short digest that changes with the weights: those named and those that come with hypodask."""
         known = hashlib.sha256(repr((self._models, sorted(self._digests.items()))).encode())
-        for weights in sorted(_shipped_weights()):
-            known.update(_sha256(weights).encode())
+        for digest in self._shipped.values():
+            known.update(digest.encode())
         return known.hexdigest()[:12]
 
     def sharing(self, workers: int) -> "Networks":
@@ -65,6 +69,9 @@ class Networks(WorkerPlugin):
                 f"{worker.address} has hypodask {version('hypodask')}, the client {self._version}; "
                 "install the same version on both"
             )
+        for weights in _shipped_weights():
+            if self._shipped.get(weights.name) != _sha256(weights):
+                raise ModelError(f"{weights} on {worker.address} is not the file of the client; install hypodask anew")
         for path, digest in self._digests.items():
             if not Path(path).is_file() or _sha256(Path(path)) != digest:
                 raise ModelError(f"{path} is missing or another file on {worker.address}; put the same weights there")
@@ -132,6 +139,13 @@ def _keep_to_own_cores(worker: int, workers: int) -> None:
         # An affinity is a thread's own; those that run already keep the one they have.
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), own)
+
+
+def _located(name: str | os.PathLike[str]) -> str:
+    """The absolute path of a file of weights, for workers have other working folders and homes; a name as it is."""
+    text = os.fspath(name)
+    path = text if is_url(text) else absolute(text)
+    return path if Path(path).is_file() else text
 
 
 def _shipped_weights() -> list[Path]:

@@ -4,7 +4,7 @@ Which scans those are is decided in :mod:`hypodask.planning`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import isnan
 from typing import Any
@@ -13,22 +13,32 @@ import pandas as pd
 import xarray as xr
 from distributed import Client, KilledWorker
 
-from hypodask.accounts import kept_record
-from hypodask.cluster.connection import reached_cluster, side_of, workers_here, workers_of
+from hypodask.accounts import at_work, kept_record
+from hypodask.cluster.connection import (
+    has_client,
+    reached_cluster,
+    refuse_unguarded_script,
+    side_of,
+    workers_here,
+    workers_of,
+)
 from hypodask.cluster.networks import Load, Models, Networks, registered
 from hypodask.cluster.window import KILLED, Landed, Task, Window, landing
 from hypodask.cluster.work import Treat, failed_row, treat_job
 from hypodask.cohort import Cohort
-from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort
+from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort, tables_are_whole
 from hypodask.errors import ResultsError
-from hypodask.journal import Journal, read_journal, sole_writer
-from hypodask.location import Location
-from hypodask.pipeline import load_models, process_scan
+from hypodask.journal import Journal, drop_legacy_parts, of_this_method, read_journal
+from hypodask.leases import PATIENCE_SECONDS, RESULTS, Lease, held
+from hypodask.location import Location, writing
+from hypodask.pipeline import load_models, made_by, process_scan
 from hypodask.planning import Job, Only, Plan, decide, planned
 from hypodask.progress import Progress
 
 TIME_LIMIT = 1800.0
 """Seconds that a scan may take: some hundred times what it takes."""
+
+INTERRUPTED = "interrupted; what was done is kept: make the same call again to go on where it stopped"
 
 
 def process(
@@ -56,7 +66,7 @@ def process(
     cohort
         The scans. The results have one row for each of them.
     url
-        Output folder or any fsspec URL. The workers must reach it, and the scans, by the same name.
+        Output folder, or URL of an object store. The workers must reach it, and the scans, by the same name.
     client
         Any Dask cluster: SLURM, Kubernetes, a cloud; or the address of its scheduler. By default the
         current client, else workers are started on this machine, one process per core, and stopped at the end.
@@ -93,26 +103,50 @@ def process(
     CohortError
         If the cohort has a column with the name of a result.
     ClusterError
-        If another process works on ``url``, or the cluster is lost; then call it again.
+        If a participant is being removed from ``url``, or the cluster or the output is lost meanwhile; then call it
+        again. Also where a script without ``if __name__ == "__main__":`` would start itself again in each worker.
     ModelError
         If weights cannot be loaded.
+    LocationError, OutputError
+        If ``url`` must not or cannot be written.
+    StoreError
+        If the journal in ``url`` is not as it was written.
+
+    Notes
+    -----
+    Any number of calls may work into one ``url`` at a time: a scan that another call has is waited for, and taken from
+    its store; each call has journal parts of its own; the results are written by one after the other.
     """
     check_columns(cohort.table)
-    out = Location(url).url
+    if client is None and not has_client():
+        refuse_unguarded_script()
+    place = Location(url)
     networks = Networks.asked_for(models, load)
-    with sole_writer(out):
-        save_cohort(out, cohort.table)
-        journal = read_journal(out)
-        decisions = decide(cohort, out, journal, networks.key, retry_failed=retry_failed, only=only)
+    with _going_on(), at_work(place) as run:
+        with held(place, RESULTS, patience=PATIENCE_SECONDS), writing(place):
+            save_cohort(place.url, cohort.table)
+        journal = read_journal(place.url)
+        decisions = decide(cohort, place.url, journal, made_by(networks.key), retry_failed=retry_failed, only=only)
         if jobs := [decision.job for decision in decisions if decision.runs]:
             with (
                 Progress(len(cohort), **_earlier(cohort, journal, jobs), shown=progress) as bar,
                 reached_cluster(client, workers, len(jobs)) as (connected, ours),
                 registered(connected, networks.sharing(ours)) as plugin,
-                kept_record(out, len(jobs), networks.key, workers_of(connected)),
+                kept_record(place.url, len(jobs), networks.key, workers_of(connected)),
             ):
-                _work_off(connected, out, jobs, partial(treat_job, treat, out, plugin, time_limit), bar, window)
-        return _settled(out, assemble(cohort.table, read_journal(out)))
+                task = partial(treat_job, treat, place.url, plugin, time_limit)
+                _work_off(connected, place.url, jobs, task, bar, run, window)
+        return _written(place, cohort, run)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say to whoever interrupts a run that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as err:
+        err.add_note(INTERRUPTED)
+        raise
 
 
 def plan(
@@ -146,14 +180,16 @@ def plan(
 
     Raises
     ------
-    CohortError, ClusterError, ModelError
+    CohortError, ClusterError, ModelError, LocationError, OutputError, StoreError
         As :func:`process` does.
     """
     check_columns(cohort.table)
-    out = Location(url).url
+    if client is None and pilot and not has_client():
+        refuse_unguarded_script()
+    place = Location(url)
     networks = Networks.asked_for(models, load)
-    decided = partial(decide, cohort, out, key=networks.key, retry_failed=retry_failed, only=only)
-    journal = read_journal(out)
+    decided = partial(decide, cohort, place.url, made_by=made_by(networks.key), retry_failed=retry_failed, only=only)
+    journal = read_journal(place.url)
     decisions = decided(journal)
     jobs = _spread([decision.job for decision in decisions if decision.runs], pilot)
     if not jobs and client is None:
@@ -163,21 +199,28 @@ def plan(
         if not jobs:
             return planned(decisions, journal, threads)
         with (
-            sole_writer(out),
+            _going_on(),
+            at_work(place) as run,
             Progress(len(jobs), shown=False) as bar,
             registered(connected, networks.sharing(ours)) as plugin,
         ):
-            _work_off(connected, out, jobs, partial(treat_job, treat, out, plugin, TIME_LIMIT), bar)
-    journal = read_journal(out)
+            _work_off(connected, place.url, jobs, partial(treat_job, treat, place.url, plugin, TIME_LIMIT), bar, run)
+    journal = read_journal(place.url)
     return planned(decided(journal), journal, threads)
 
 
 def _work_off(
-    client: Client, out: str, jobs: list[Job], task: Callable[..., Any], bar: Progress, window: int | None = None
+    client: Client,
+    out: str,
+    jobs: list[Job],
+    task: Callable[..., Any],
+    bar: Progress,
+    run: Lease,
+    window: int | None = None,
 ) -> None:
     """Have every job treated, and keep the rows in the journal as they come in."""
     place = Window(client, window, on=side_of(client))
-    _keep_rows(out, _rows(client, jobs, partial(task, place.on is not None), place), bar)
+    _keep_rows(out, _rows(client, jobs, partial(task, place.on is not None), place), bar, run)
 
 
 def _spread(jobs: list[Job], number: int) -> list[Job]:
@@ -193,18 +236,28 @@ def _earlier(cohort: Cohort, journal: pd.DataFrame, jobs: list[Job]) -> dict[str
     return {name: int((status == name).sum()) for name in ("done", "failed")}
 
 
-def _settled(out: str, dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset, written unless that is what is there."""
-    with suppress(ResultsError):
-        if open_results(out).identical(dataset):
-            return dataset
-    finalise(out, dataset)
+def _written(place: Location, cohort: Cohort, run: Lease) -> xr.Dataset:
+    """The results of a cohort by what the journal says now, written unless that is what is there."""
+    run.check()
+    with held(place, RESULTS, patience=PATIENCE_SECONDS) as lease:
+        dataset = assemble(cohort.table, of_this_method(read_journal(place.url)))
+        with writing(place):
+            # Another call may have written its own since this one began.
+            save_cohort(place.url, cohort.table)
+        with suppress(ResultsError):
+            if open_results(place.url).identical(dataset) and tables_are_whole(place.url):
+                return dataset
+        with writing(place):
+            finalise(place.url, dataset, check=lease.check)
+            drop_legacy_parts(place.url)
     return dataset
 
 
-def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress) -> None:
-    with Journal(out) as journal:
+def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress, run: Lease) -> None:
+    with Journal(out, check=run.check) as journal:
         for row in rows:
+            if run.is_lost:
+                run.check()
             if row is not None:
                 journal.append(row)
                 bar.count(row["status"])

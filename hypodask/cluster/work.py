@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +16,8 @@ from distributed import Worker, get_worker
 from hypodask.accounts import keep_log
 from hypodask.cluster.networks import loaded_here, on_gpu
 from hypodask.cluster.window import OVERDUE
-from hypodask.errors import ScanError, StoreError
+from hypodask.errors import ClusterError, LocationError, ScanError, StoreError
+from hypodask.leases import Lease, held
 from hypodask.location import Location
 from hypodask.planning import Job
 from hypodask.row import Row, Stage
@@ -60,13 +61,31 @@ def treat_job(treat: Treat, out: str, plugin: str, time_limit: float | None, on_
             return failed_row(job, err)
 
     worker = get_worker()
-    give_up = partial(_give_up, worker, worker.get_current_task())
-    with _deadlines.within(time_limit, give_up), ScanLog() as said, PeakMemory() as memory:
-        row, attempts = persistent(treated)
-        row = failed_row(job, row) if isinstance(row, OSError) else row
-    if said.text:
-        keep_log(out, job.entry.scan, said.text)
+    key = worker.get_current_task()
+    # Another call may have this scan: it is waited for, and its row is then in the store.
+    with ExitStack() as stack, ScanLog() as said, PeakMemory() as memory:
+        try:
+            claim, _ = persistent(lambda: stack.enter_context(held(Location(out), f"scan-{job.entry.scan}")))
+            if isinstance(claim, OSError):
+                raise claim
+            with _deadlines.within(time_limit, partial(_give_up, worker, key, claim)):
+                found, attempts = persistent(treated)
+            row = failed_row(job, found) if isinstance(found, OSError) else found
+            _keep_what_was_said(out, job, said)
+            claim.check()
+        except (ClusterError, OSError) as err:
+            row, attempts = failed_row(job, err), 1
     return replace(row, attempts=attempts, peak_memory_mib=memory.mib).as_dict()
+
+
+def _keep_what_was_said(out: str, job: Job, said: ScanLog) -> None:
+    if not said.text:
+        return
+    try:
+        keep_log(out, job.entry.scan, said.text)
+    except (OSError, LocationError):
+        # A log that cannot be written must not cost the row.
+        log.exception("the log of %s could not be written", job.entry.scan)
 
 
 def persistent(call: Callable[[], Value]) -> tuple[Value | OSError, int]:
@@ -88,21 +107,22 @@ def _row_in_store(out: str, job: Job) -> Row | None:
 
     A worker that dies as it hands over a row, or a client that dies with rows in memory, costs no work.
     """
-    url = Location(out).child(job.store).url
+    place = Location(out).child(job.store)
     with suppress(StoreError, TypeError, ValueError):
-        done = read_done(url)
-        if done and done.get("stamp") == job.stamp and not verify_store(url, digests=False):
+        done = read_done(place)
+        if done and done.get("stamp") == job.stamp and not verify_store(place, digests=False):
             row = Row.from_dict(done["row"])
             return row if row.scan == job.entry.scan else None
     return None
 
 
-def _give_up(worker: Worker, key: object) -> None:
+def _give_up(worker: Worker, key: object, claim: Lease) -> None:
     """Tell the client which task takes too long and, where a nanny starts another, end this process.
 
-    A thread that hangs cannot be stopped by itself.
+    A thread that hangs cannot be stopped by itself; without its claim it holds up nobody, and writes nothing more.
     """
     worker.log_event(OVERDUE, {"key": key})
+    claim.release()
     if worker.nanny is not None:
         time.sleep(LAST_WORDS_SECONDS)
         os._exit(1)
