@@ -1,5 +1,9 @@
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,15 +15,15 @@ from scipy.spatial.transform import Rotation
 
 from hypodask import report, stats
 from hypodask.dataset import finalise
-from hypodask.errors import ResultsError
+from hypodask.errors import ResultsError, StoreError
 from hypodask.grid import Grid, box_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV
+from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SEED, HYPOTHALAMUS_SIDES, ICV
 from hypodask.report import tables
 from hypodask.report.figures import bracket_levels
 from hypodask.report.page import choose_scans
 from hypodask.report.pictures import HEAD_MM, Pictures, cut_planes, cut_slices
 from hypodask.scan import Scan
-from hypodask.store import write_label_map, write_record, write_scan
+from hypodask.store import mark_done, write_label_map, write_record, write_scan
 
 NORMALIZED = "normalized_volume_mm3"
 GROUPS = {"group": ["control"] * 6 + ["PLS"] * 6}
@@ -107,12 +111,13 @@ def test_planes_are_cut_in_acpc_space(pictures):
     assert sagittal.mask.sum() == pytest.approx(np.pi * (60**2 - 3**2), rel=0.05)
 
 
-def stored(url, head):
+def stored(url, head, labels=HYPOTHALAMUS):
     label_map, slab = small_slab()
     write_scan(url, Scan(coordinate(head, 2).astype(np.int16), head))
-    write_label_map(url, "hypothalamus_slab", label_map, slab, HYPOTHALAMUS)
+    write_label_map(url, "hypothalamus_slab", label_map, slab, labels)
     write_label_map(url, "icv_scan", np.ones(head.shape, np.uint8), head, ICV)
     write_record(url, "alignment", {"acpc_from_scanner": np.eye(4).tolist()})
+    mark_done(url, {})
 
 
 def test_pictures_are_read_from_the_store(tmp_path):
@@ -122,6 +127,28 @@ def test_pictures_are_read_from_the_store(tmp_path):
     assert seen.slices.label_map.any()
     assert seen.slices.image[0, 128, 200] == pytest.approx(18, abs=1)
     assert len(seen.planes) == 3
+
+
+@pytest.mark.parametrize("labels", [HYPOTHALAMUS_SEED, replace(HYPOTHALAMUS_SIDES, protocol="of my own"), HYPOTHALAMUS])
+def test_labels_are_named_as_the_store_has_them_whatever_the_protocol(tmp_path, labels):
+    head = Grid((50, 50, 50), tilted_head().space_from_vox, "scanner")
+    stored(str(tmp_path / "one.nii.zarr"), head, labels)
+    slices = report.read_pictures(str(tmp_path / "one.nii.zarr")).slices
+    assert slices.labels == labels
+    named = [text.get_text() for text in report.slice_figure(slices).legends[0].get_texts()]
+    assert named == [label.structure.replace("_", " ") for label in labels]
+
+
+def test_every_byte_of_a_store_is_checked_before_it_is_drawn(tmp_path):
+    url = str(tmp_path / "one.nii.zarr")
+    stored(url, Grid((50, 50, 50), tilted_head().space_from_vox, "scanner"))
+    # The list of label maps is for other readers.
+    for path in [path for path in Path(url).rglob("*") if path.is_file() and path.parent.name != "labels"]:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(StoreError, match=r"damaged|digest"):
+            report.read_pictures(url)
+        path.write_bytes(content)
 
 
 # slice figures
@@ -250,6 +277,56 @@ def page(study, pictures):
 def test_the_page_asks_for_nothing_outside_itself(page):
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def shipped_card(name):
+    return json.loads(files("hypodask").joinpath("weights", f"{name}.json").read_text(encoding="utf-8"))
+
+
+def model_of(*names):
+    return "+".join(shipped_card(name)["sha256"][:12] for name in names)
+
+
+def methods_of(study, model):
+    text = Page(report.render(study.assign(model=("scan", [model] * study.sizes["scan"])), {})).text
+    return text[text.index("What the networks were measured on") :]
+
+
+def test_cards_are_those_of_the_weights_that_were_used(study):
+    text = methods_of(study, f"hypothalamus:{model_of('hypothalamus')} icv:{model_of('icv', 'icv-border')}")
+    for name in ("hypothalamus", "icv", "icv-border"):
+        assert shipped_card(name)["training_data"][:60] in text
+    assert "No model card" not in text
+
+
+def test_a_network_of_the_same_name_is_not_credited_with_the_figures_of_ours(study):
+    text = methods_of(study, f"hypothalamus:0123456789ab icv:{model_of('icv', 'icv-border')}")
+    assert shipped_card("hypothalamus")["training_data"][:60] not in text
+    assert "No model card is known here of hypothalamus (0123456789ab)" in text
+    extended = methods_of(study, f"hypothalamus-seed:{model_of('hypothalamus')}")
+    assert "No model card is known here of hypothalamus-seed" in extended
+
+
+@pytest.mark.parametrize("name", [r"$\\frac$", r"$\frac{$", "$", "a$b$c"])
+def test_a_group_may_be_called_like_a_formula(study, name):
+    groups = [name if group == "PLS" else group for group in study["group"].to_numpy()]
+    html = report.render(study.assign_coords(group=("scan", groups)), {}, reference="control")
+    assert name in Page(html).text
+    report.forest_figure(*sites_table(name)).canvas.draw()
+
+
+def sites_table(name):
+    columns = {
+        "site": [name],
+        "n": [9],
+        "estimate": [1.0],
+        "low": [0.5],
+        "high": [1.5],
+        "weight_percent": [100.0],
+        "reason": [""],
+    }
+    together = {"estimate": [1.0], "low": [0.5], "high": [1.5], "prediction_low": [0.0], "prediction_high": [2.0]}
+    return pd.DataFrame(columns), pd.DataFrame(together | {"sites": [1]})
 
 
 def test_contents_lead_to_sections_that_exist(study):
@@ -404,7 +481,7 @@ def test_the_report_is_written_from_the_output_alone(study, tmp_path):
     assert written == str(tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == 3
-    assert "there is no store at" in page.text
+    assert "there is no finished store at" in page.text
 
 
 def test_public_names_are_what_is_exported():

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -15,6 +16,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 INK = "#222222"
 
+PLAIN_TEXT = rc_context({"text.parse_math": False})
+"""For every function that draws text from outside: a group may be called ``$\\frac$``."""
+
 MOST_POINTS = 400
 """Points drawn per group; more than these would hide the box. Boxes are over all."""
 
@@ -24,6 +28,7 @@ MOST_BRACKETS = 6
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
+@PLAIN_TEXT
 def group_figure(
     ds: xr.Dataset,
     variable: str,

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hypodask.report.figures import COLOURS, INK
+from hypodask.report.figures import COLOURS, INK, PLAIN_TEXT
 
 
+@PLAIN_TEXT
 def forest_figure(effects: pd.DataFrame, combined: pd.DataFrame, *, label: str = "difference (mm³)") -> Figure:
     """Draw the estimate of each site with its 95 % interval, and the combined one below.
 

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -17,10 +18,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from hypodask.dataset import open_results
-from hypodask.errors import HypodaskError, ResultsError
-from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS, LabelTable
-from hypodask.location import Location
+from hypodask.accounts import at_work
+from hypodask.dataset import open_results, read_cohort
+from hypodask.digests import write_sealed
+from hypodask.errors import HypodaskError, ResultsError, StoreError
+from hypodask.journal import read_journal
+from hypodask.leases import PATIENCE_SECONDS, held
+from hypodask.location import Location, writing
 from hypodask.report import tables
 from hypodask.report.figures import group_figure
 from hypodask.report.pictures import Pictures, read_pictures
@@ -32,10 +36,13 @@ from hypodask.variables import LOW_QUALITY
 MOST_PICTURES = 60
 """Scans with pictures, about 0.1 MB each."""
 
+log = logging.getLogger(__name__)
+
+SHOWN_DIGITS = 12
+"""Digits of a digest that the name of a network shows."""
+
 MOST_ROWS = 2000
 """Rows of the table of scans: a page that a browser still scrolls well. The others are in volumes.tsv."""
-
-PROTOCOLS = {table.protocol: table for table in (HYPOTHALAMUS, HYPOTHALAMUS_SUBUNITS)}
 
 NORMALIZED = "normalized_volume_mm3"
 
@@ -61,6 +68,8 @@ def write_report(url: str, *, reference: str | None = None, pictures: int = MOST
     ------
     ResultsError
         If there are no results at ``url``.
+    OutputError
+        If the page cannot be written.
     """
     return write(open_results(url), url, reference=reference, pictures=pictures)
 
@@ -77,11 +86,30 @@ def write(ds: xr.Dataset, url: str, *, reference: str | None = None, pictures: i
     reference, pictures
         As in :func:`write_report`.
     """
-    shown = choose_scans(ds, pictures)
     place = Location(url)
-    page = render(ds, {scan: _pictures(place, ds, scan) for scan in shown}, reference=reference)
-    place.child("report.html").write(page.encode())
+    # A participant may not leave while their pictures are drawn, and two pages are not written at once.
+    with at_work(place):
+        ds = _without_those_who_left(ds, url)
+        page = render(ds, _all_pictures(place, ds, pictures), reference=reference)
+        with writing(place), held(place, "report", patience=PATIENCE_SECONDS):
+            write_sealed(place.child("report.html"), page.encode())
     return place.child("report.html").url
+
+
+def _all_pictures(place: Location, ds: xr.Dataset, number: int) -> dict[str, "Pictures | str"]:
+    return {scan: _pictures(place, ds, scan) for scan in choose_scans(ds, number)}
+
+
+def _without_those_who_left(ds: xr.Dataset, url: str) -> xr.Dataset:
+    """The results without scans that are neither in the table of the output nor in its journal any more."""
+    try:
+        known = {*read_cohort(url)["scan"], *read_journal(url).index}
+    except (ResultsError, StoreError):
+        return ds  # results of another place, or an output that every reader complains of
+    left = [scan for scan in ds["scan"].to_numpy().tolist() if scan not in known]
+    if left:
+        log.warning("%d scans were removed from %s since these results were read; they are left out", len(left), url)
+    return ds.isel(scan=~np.isin(ds["scan"].to_numpy(), left)) if left else ds
 
 
 def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
@@ -90,7 +118,7 @@ def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
     if not store:
         return "nothing was stored for this scan"
     try:
-        return read_pictures(place.child(store).url)
+        return read_pictures(place.child(store))
     except (HypodaskError, OSError, KeyError) as error:
         return f"no pictures: {error}"
 
@@ -308,14 +336,10 @@ def _images(one: xr.Dataset, seen: Pictures) -> Iterator[tuple[str, str]]:
     """Alternative text and data of each picture."""
     scan = str(one["scan"].item())
     if seen.slices is not None:
-        figure = slice_figure(seen.slices, _labels_of(one))
+        figure = slice_figure(seen.slices)
         yield f"{scan}: coronal slices with the outline of the hypothalamus", _jpeg(figure)
     if seen.planes:
         yield f"{scan}: three planes with the outline of the intracranial volume", _jpeg(plane_figure(seen.planes))
-
-
-def _labels_of(one: xr.Dataset) -> LabelTable:
-    return PROTOCOLS.get(str(one["protocol"].item()) if "protocol" in one else "", HYPOTHALAMUS)
 
 
 def _jpeg(figure: Figure) -> str:
@@ -345,7 +369,8 @@ def _methods(ds: xr.Dataset, analysis: Analysis) -> dict[str, Any]:
         "protocols": _distinct(ds, "protocol"),
         "models": models,
         "versions": _distinct(ds, "version"),
-        "cards": list(_cards(" ".join(models))),
+        "cards": list(_cards(models)),
+        "unknown_networks": _without_card(models),
         "reference": normalized.get("reference", ""),
         "reference_n": normalized.get("reference_n", 0),
         "reference_icv_ml": normalized.get("reference_mean_icv_mm3", float("nan")) / 1000,
@@ -356,11 +381,35 @@ def _distinct(ds: xr.Dataset, name: str) -> list[str]:
     return sorted(set(ds[name].to_numpy().astype(str)) - {""}) if name in ds else []
 
 
-def _cards(models: str) -> Iterator[dict[str, Any]]:
-    """Model cards of the shipped networks that made these volumes."""
+def _cards(models: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Model cards of the shipped networks that made these volumes, known by the digest of their weights."""
+    digests = {digest for _, digest in _weights(models)}
+    return (card for card in _shipped_cards() if card["sha256"][:SHOWN_DIGITS] in digests)
+
+
+def _without_card(models: Iterable[str]) -> list[str]:
+    """Networks that made volumes here and that no shipped card is of; extended outlines are not those of the card."""
+    known = {(name, card["sha256"][:SHOWN_DIGITS]) for card in _shipped_cards() for name in (card["name"], "")}
+    return sorted({f"{name} ({digest})" for name, digest in _weights(models) if (name, digest) not in known})
+
+
+def _weights(models: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Name and digest of all weights in names such as ``hypothalamus:0123 icv:4567+89ab``; only the first are named.
+
+    >>> list(_weights(["hypothalamus:0123 icv:4567+89ab", ""]))
+    [('hypothalamus', '0123'), ('icv', '4567'), ('', '89ab')]
+    """
+    for network in " ".join(models).split():
+        name, _, digests = network.rpartition(":")
+        first, *others = digests.split("+")
+        yield name, first
+        yield from (("", digest) for digest in others)
+
+
+def _shipped_cards() -> list[dict[str, Any]]:
     folder = files("hypodask").joinpath("weights")
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
-        if entry.name.endswith(".json"):
-            card = json.loads(entry.read_text(encoding="utf-8"))
-            if card.get("name") and card["name"] in models:
-                yield card
+    entries = sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name
+    )
+    cards = [json.loads(entry.read_text(encoding="utf-8")) for entry in entries]
+    return [card for card in cards if "sha256" in card]

@@ -9,8 +9,10 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.grid import Grid, transform_points
+from hypodask.labels import HYPOTHALAMUS, LabelTable
+from hypodask.location import Location
 from hypodask.report.slices import Extent, Plane, PlaneName, Slices
-from hypodask.store import read_label_map, read_record, read_stored_scan
+from hypodask.store import read_label_map, read_label_table, read_record, read_stored_scan
 
 SLICES = 6
 """Coronal slices of a scan: enough to see front, middle and back of a structure 10 to 15 mm long."""
@@ -33,7 +35,7 @@ class Pictures:
     planes: tuple[Plane, ...] = ()
 
 
-def read_pictures(url: str) -> Pictures:
+def read_pictures(url: str | Location) -> Pictures:
     """Read the slices and planes of one scan from its store.
 
     Parameters
@@ -52,14 +54,20 @@ def read_pictures(url: str) -> Pictures:
     head = scan.grid.moved(acpc_from_scanner, "acpc")
     label_map, slab = read_label_map(url, "hypothalamus_slab")
     cavity, cavity_grid = read_label_map(url, "icv_scan")
+    labels = read_label_table(url, "hypothalamus_slab")
     return Pictures(
-        slices=cut_slices(scan.stored, head, label_map, slab),
+        slices=cut_slices(scan.stored, head, label_map, slab, labels),
         planes=cut_planes(scan.stored, head, cavity, cavity_grid.moved(acpc_from_scanner, "acpc")),
     )
 
 
 def cut_slices(
-    image: Shaped[ndarray, "i j k"], head: Grid, label_map: UInt8[ndarray, "x y z"], slab: Grid, n: int = SLICES
+    image: Shaped[ndarray, "i j k"],
+    head: Grid,
+    label_map: UInt8[ndarray, "x y z"],
+    slab: Grid,
+    labels: LabelTable = HYPOTHALAMUS,
+    n: int = SLICES,
 ) -> Slices:
     """Take coronal slices through the labelled part of a slab, and the image at the same places.
 
@@ -73,6 +81,8 @@ def cut_slices(
         On ``slab``, whose axes are those of AC-PC space.
     slab
         Grid of the label map.
+    labels
+        What its numbers stand for.
     n
         Number of slices, evenly from front to back.
     """
@@ -89,6 +99,7 @@ def cut_slices(
         y_mm=y_mm,
         image_extent_mm=(*FIELD_MM, *FIELD_MM),
         label_extent_mm=_edges(slab),
+        labels=labels,
     )
 
 

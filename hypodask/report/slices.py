@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from numpy import ndarray
 
 from hypodask.labels import HYPOTHALAMUS, ICV, Label, LabelTable
+from hypodask.report.figures import PLAIN_TEXT
 
 Convention = Literal["radiological", "neurological"]
 """Radiological: the subject's right on the left of the picture. Neurological: on the right."""
@@ -46,6 +47,8 @@ class Slices:
     """Edges of ``image`` along x and z."""
     label_extent_mm: Extent
     """Edges of ``label_map`` along x and z."""
+    labels: LabelTable = HYPOTHALAMUS
+    """Names and colours of the numbers in the label map, as its store has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +72,10 @@ _ENDS = {"x": ("L", "R"), "y": ("P", "A"), "z": ("I", "S")}
 """Letters at the low and high end of an axis, RAS+."""
 
 
+@PLAIN_TEXT
 def slice_figure(
     slices: Slices,
-    labels: LabelTable = HYPOTHALAMUS,
+    labels: LabelTable | None = None,
     *,
     convention: Convention = "radiological",
     field_mm: float = 40.0,
@@ -85,7 +89,7 @@ def slice_figure(
     slices
         What to draw, in the order given.
     labels
-        Names and colours of the numbers in the label map.
+        Names and colours of the numbers in the label map, if not those that the slices bring.
     convention
         On which side the subject's right is drawn; said in the picture.
     field_mm
@@ -95,6 +99,7 @@ def slice_figure(
     title
         Line above the slices, such as the scan's name.
     """
+    labels = labels or slices.labels
     rows = -(-len(slices.y_mm) // columns)
     figure = Figure(
         figsize=(1.75 * columns, 1.75 * rows + (0.5 if title else 0.25)), facecolor="black", layout=_close()
@@ -128,6 +133,7 @@ def slice_figure(
     return figure
 
 
+@PLAIN_TEXT
 def plane_figure(
     planes: tuple[Plane, ...], *, convention: Convention = "radiological", labels: LabelTable = ICV
 ) -> Figure:
