@@ -29,6 +29,34 @@ def test_both_coefficients_are_those_of_scipy(aged):
     assert (row.group, row.n, row.test) == ("all", 40, "pearson")
 
 
+@pytest.mark.parametrize(
+    ("order", "p"), [([1, 2, 3, 4, 5], 1 / 60), ([1, 2, 3], 1 / 3), ([2, 1, 3, 4], 5 / 12 - 1 / 12)]
+)
+def test_the_p_of_few_scans_is_exact(order, p):
+    ds = make_results([float(n) for n in order], covariates={"age": list(range(len(order)))})
+    row = correlate(ds, "age").iloc[0]
+    assert (row.p_spearman, row.spearman_method) == (pytest.approx(p), "exact")
+
+
+def test_the_exact_p_is_that_of_r():
+    """R 4, help(cor.test), Hollander and Wolfe 1973: cor.test(x, y, method = "spearman") prints p-value = 0.0968."""
+    x = [44.4, 45.9, 41.9, 53.3, 44.7, 44.1, 50.7, 45.2, 60.1]
+    y = [2.6, 3.1, 2.5, 5.0, 3.6, 4.0, 5.2, 2.8, 3.8]
+    row = correlate(make_results(y, covariates={"age": x}), "age").iloc[0]
+    assert (row.rho, row.p_spearman) == (pytest.approx(0.6), pytest.approx(0.0968, abs=5e-5))
+
+
+def test_ties_are_permuted_where_scans_are_few_and_approximated_where_they_are_many():
+    rng = np.random.default_rng(0)
+    for n, method, tolerance in ((9, "exact", 0.06), (20, "permutation", 0.02), (60, "t", 1e-9)):
+        score = np.round(rng.normal(0, 1, n))
+        ds = make_results(900 + 20 * score + rng.normal(0, 40, n), covariates={"score": score})
+        row = correlate(ds, "score").iloc[0]
+        volume = ds.volume_mm3.sel(structure="hypothalamus").to_numpy()
+        assert row.spearman_method == method
+        assert row.p_spearman == pytest.approx(scipy.stats.spearmanr(volume, score).pvalue, abs=tolerance)
+
+
 def test_groups_are_correlated_apart(aged):
     table = correlate(aged, "age", by="group")
     assert table[["group", "n"]].to_numpy().tolist() == [["a", 20], ["b", 20]]

@@ -63,6 +63,26 @@ def test_sexes_in_any_spelling_are_compared_by_chi_square(cohort):
     assert rows(stats.demographics(cohort), "sex").loc[("PLS", ""), "n"] == 12
 
 
+def sexes_of(*counts):
+    """Results of groups with so many men and women."""
+    group = [str(number) for number, pair in enumerate(counts) for _ in range(sum(pair))]
+    sex = [letter for pair in counts for letter, n in zip("MF", pair, strict=True) for _ in range(n)]
+    return rows(stats.demographics(make_results([800.0] * len(sex), covariates={"group": group, "sex": sex})), "sex")
+
+
+def test_few_people_of_a_sex_are_compared_by_fishers_test():
+    """R: fisher.test(matrix(c(3, 1, 1, 3), 2)) prints p-value = 0.4857."""
+    table = sexes_of((3, 1), (1, 3))
+    assert (table["test"].iloc[0], table["p"].iloc[0]) == ("fisher", pytest.approx(0.4857, abs=5e-5))
+    assert table[["statistic", "df"]].isna().all(axis=None)
+
+
+def test_few_people_in_three_groups_are_compared_by_tables_drawn_at_random():
+    """By all 26 tables with these margins (Freeman and Halton 1951): p = 13/35."""
+    table = sexes_of((3, 1), (1, 3), (2, 0))
+    assert (table["test"].iloc[0], table["p"].iloc[0]) == ("fisher", pytest.approx(13 / 35, abs=0.005))
+
+
 def test_the_slope_is_points_per_year_and_unknown_at_the_first_day(cohort):
     ds = make_results([800] * 3, covariates={"alsfrs_r": [39, 47, np.nan], "disease_duration_years": [4.5, 0, 1]})
     np.testing.assert_allclose(stats.add_progression_slope(ds).progression_per_year, [2, np.nan, np.nan])

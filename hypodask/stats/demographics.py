@@ -24,6 +24,12 @@ CHARACTERISTICS = ("age", "progression_per_year", "alsfrs_r", "disease_duration_
 
 SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
 
+FEWEST_EXPECTED = 5
+"""Where fewer people of a sex are to be expected in a group, chi-square is not to be trusted (Cochran 1954)."""
+
+TABLES = 99_999
+"""Tables drawn for Fisher's test of more than two groups."""
+
 COLUMNS = (
     *("characteristic", "group", "subgroup", "scans", "n", "mean", "sd", "median", "low", "high"),
     *("male", "female", "test", "statistic", "df", "p"),
@@ -103,8 +109,9 @@ def demographics(ds: xr.Dataset, *, by: str | None = "group", subgroup: str = "s
     DataFrame
         One row per characteristic (``sex``, ``age`` and the like), group and subgroup (``""`` for the whole group):
         ``scans`` in it, ``n`` with a value, ``mean, sd, median, low, high``, or ``male, female``; then the ``test``
-        between the whole groups that have values (``kruskal-wallis``, ``chi-square`` without continuity correction)
-        with ``statistic``, ``df`` and ``p``, the same in every row of a characteristic.
+        between the whole groups that have values (``kruskal-wallis``; ``chi-square`` without continuity correction or,
+        where fewer than 5 people of a sex are to be expected in a group, ``fisher``, which has a p alone) with
+        ``statistic``, ``df`` and ``p``, the same in every row of a characteristic.
 
     Raises
     ------
@@ -172,7 +179,7 @@ def _test(name: str, statistic: float, df: int, p: float) -> dict[str, object]:
 def _sex_table(ds: xr.Dataset, strata: list[Stratum]) -> list[dict[str, object]]:
     sex = sexes(ds)
     counts = [(int((sex[members] == "male").sum()), int((sex[members] == "female").sum())) for *_, members in strata]
-    test = _chi_square(np.array([count for count, (_, part, _) in zip(counts, strata, strict=True) if not part]))
+    test = _sex_test(np.array([count for count, (_, part, _) in zip(counts, strata, strict=True) if not part]))
     rows = []
     for (name, part, members), (male, female) in zip(strata, counts, strict=True):
         row = {"characteristic": "sex", "group": name, "subgroup": part, "scans": int(members.sum())}
@@ -180,10 +187,14 @@ def _sex_table(ds: xr.Dataset, strata: list[Stratum]) -> list[dict[str, object]]
     return rows
 
 
-def _chi_square(counts: ndarray) -> dict[str, object]:
-    """Pearson's chi-square of groups x sexes, over the groups that have anyone."""
+def _sex_test(counts: ndarray) -> dict[str, object]:
+    """Pearson's chi-square of groups x sexes, over the groups that have anyone; Fisher's test where they are few."""
     counts = counts[counts.sum(axis=1) > 0] if len(counts) else counts
     if len(counts) < 2 or (counts.sum(axis=0) == 0).any():
         return {}
     result = stats.chi2_contingency(counts, correction=False)
-    return _test("chi-square", result.statistic, result.dof, result.pvalue)
+    if result.expected_freq.min() >= FEWEST_EXPECTED:
+        return _test("chi-square", result.statistic, result.dof, result.pvalue)
+    # Of two groups the p is exact; of more it is by tables drawn at random.
+    drawn = None if len(counts) == 2 else stats.MonteCarloMethod(n_resamples=TABLES, rng=np.random.default_rng(0))
+    return {"test": "fisher", "p": float(stats.fisher_exact(counts, method=drawn).pvalue)}
