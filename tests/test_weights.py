@@ -304,6 +304,7 @@ def test_a_shipped_model_is_found_by_name(monkeypatch, tmp_path, name):
     path = tmp_path / "weights" / f"{name}.safetensors"
     path.parent.mkdir()
     path.touch()
+    path.with_suffix(".json").write_text(json.dumps({"sha256": sha256(path)}))
     assert resolve_model(name) == path
 
 

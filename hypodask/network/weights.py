@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from hypodask.errors import ModelError
 from hypodask.grid import Grid, box_grid
 from hypodask.labels import HYPOTHALAMUS, HYPOTHALAMUS_SIDES, ICV, Hemisphere, Label, LabelTable
+from hypodask.location import absolute, is_url
 from hypodask.network.architectures import KINDS, AnyNetwork, Architecture, VoxelArchitecture, build, kind_of
 from hypodask.network.profiles import ProfileNetConfig
 from hypodask.network.unet import parameter_count
@@ -181,7 +182,7 @@ class ModelCard:
             return cast(ModelCard, _build(cls, card))
         except ModelError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
             raise ModelError(
                 f"the model card cannot be read ({err!r}); the file may be damaged, or written by another "
                 "version of hypodask: fetch it again or update"
@@ -344,8 +345,9 @@ def resolve_model(name_or_path: str | PathLike[str], *, others: Sequence[str] = 
         path = Path(str(files("hypodask").joinpath("weights", f"{name}{SUFFIX}")))
         if not path.is_file():
             raise ModelError(f"this installation lacks its own {name!r} weights ({path}); install hypodask anew")
+        _check_shipped(path)
         return path
-    path = Path(name)
+    path = Path(name if is_url(name) else absolute(name))
     if path.suffix.lower() not in (SUFFIX, *KERAS_SUFFIXES):
         raise ModelError(
             f"no model is called {name!r}; give one of {[*get_args(Task), *others]} or the path of a "
@@ -354,6 +356,22 @@ def resolve_model(name_or_path: str | PathLike[str], *, others: Sequence[str] = 
     if not path.is_file():
         raise ModelError(f"no weights file at {path}; check the path, which is taken from {Path.cwd()}")
     return path
+
+
+def _check_shipped(path: Path) -> None:
+    """Compare shipped weights with the digest in their card.
+
+    Raises
+    ------
+    ModelError
+        If they differ, or the card says none.
+    """
+    try:
+        known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+        raise ModelError(f"the card of {path} cannot be read ({err!r}); install hypodask anew") from err
+    if sha256(path) != known:
+        raise ModelError(f"{path} is not the file that its card describes: its sha256 differs; install hypodask anew")
 
 
 def sha256(path: str | PathLike[str]) -> str:

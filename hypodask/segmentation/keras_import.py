@@ -35,6 +35,8 @@ SIZE_MULTIPLE = 1 << (LEVELS - 1)
 SPACING_MM = 1.0
 """Voxel size the network was trained at."""
 
+OWN_DATA = "give a file that holds its weights itself"
+
 _BATCH_NORM_EPSILON = 1e-3  # Keras's default, which the published code leaves in place
 
 
@@ -194,7 +196,7 @@ def import_hypothalamus_seg(path: str | PathLike[str]) -> ImportedModel:
         If there is no such file, it is not HDF5 or ends early, a layer is missing, or a weight has another
         shape, another type, or values that cannot be.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise ModelError(f"no weights file at {path}; give the path of hypothalamus_seg's .h5 file")
     try:
@@ -236,7 +238,7 @@ def _halve(features: Float[Array, "i j k c"]) -> Float[Array, "i/2 j/2 k/2 c"]:
 
 
 def _read_network(file: h5py.File) -> SubunitNet:
-    layers = file.get("model_weights", file)
+    layers = _inside(file, "model_weights") if "model_weights" in file else file
     classes = len(HYPOTHALAMUS_SUBUNITS) + 1
     network = SubunitNet(_count_features(layers), classes)
     for depth, level in enumerate(network.down):
@@ -268,13 +270,25 @@ def _fill_level(level: _Level, layers: h5py.Group, arm: str, norm: str) -> None:
 
 
 def _find(layers: h5py.Group, layer: str, weight: str) -> h5py.Dataset:
-    dataset = layers.get(f"{layer}/{layer}/{weight}:0") if isinstance(layers, h5py.Group) else None
+    dataset = layers
+    for name in (layer, layer, f"{weight}:0"):
+        dataset = _inside(dataset, name)
     if not isinstance(dataset, h5py.Dataset):
         raise ModelError(
             f"the file has no {weight} of layer {layer}, which the published hypothalamus_seg network has; "
             "give its .h5 file or one trained with the same architecture"
         )
+    if dataset.external or dataset.is_virtual:
+        raise ModelError(f"{weight} of layer {layer} lies in another file, which is not opened; {OWN_DATA}")
     return dataset
+
+
+def _inside(group: Any, name: str) -> Any:
+    """A member of a group, if it lies in the file itself: a link may lead to any file of this machine."""
+    link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise ModelError(f"{name} is a link ({type(link).__name__}), which is not followed; {OWN_DATA}")
+    return None if link is None else group[name]
 
 
 def _read(layers: h5py.Group, layer: str, weight: str, shape: tuple[int, ...]) -> Float[Array, "..."]:
