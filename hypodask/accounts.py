@@ -33,7 +33,7 @@ from hypodask.dataset import (
     scans_in_old_results,
     stores_in,
 )
-from hypodask.digests import SEAL, encoded, seal_of, write_sealed
+from hypodask.digests import SEAL, delete_sealed, encoded, write_sealed
 from hypodask.errors import ClusterError, CohortError, HypodaskError, OutputError, ResultsError, StoreError
 from hypodask.journal import forget_rows, of_this_method, parsed_parquet, read_journal, scans_in_parts, seal_parts
 from hypodask.leases import (
@@ -158,8 +158,7 @@ def forget(url: str, participant: str) -> list[str]:
 
 def _remove(place: Location, gone: list[str]) -> None:
     """Everything of some scans but the results and their place in the cohort."""
-    place.child("report.html").delete()
-    seal_of(place.child("report.html")).delete()
+    delete_sealed(place.child("report.html"))
     for store in stores_in(place.url):
         if store.rpartition("/")[2].removesuffix(STORE_SUFFIX) in gone:
             delete_store(place.child(store))
