@@ -1,7 +1,7 @@
-"""Kinds of input that are not what they should be: how each is made, and the row that a user gets for it.
+"""Kinds of bad input: how each is made, and the row that a user gets for it.
 
-Nothing here comes from a person: heads are made of the template's brain. ``docs/write_bad_inputs.py`` makes a page
-of the same kinds.
+No data of a person are used: heads are made of the brain of the template. ``docs/write_bad_inputs.py`` writes a page
+about the same kinds.
 """
 
 import gzip
@@ -10,13 +10,13 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -30,14 +30,16 @@ from segmentations import ellipsoid, labelled
 
 from hypodask import pipeline
 from hypodask.alignment import Alignment
-from hypodask.cluster import process
-from hypodask.cohort import Cohort
-from hypodask.grid import Grid, box_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS_SIDES, ICV, LabelTable
-from hypodask.landmarks import Landmarks
+from hypodask.cluster.processing import _process
+from hypodask.core.grid import Grid, box_grid, transform_points
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, ICV, LabelTable
+from hypodask.files.location import Location
 from hypodask.scan import Scan, source
+from hypodask.scan.landmarks import Landmarks
+from hypodask.scan.template import MNI152
 from hypodask.segmentation import Segmentation
-from hypodask.template import AC_MNI_MM, PC_MNI_MM, mni152_brain
+from hypodask.segmentation.network import UNMEASURED, VolumeError
+from hypodask.study.cohort import Cohort
 
 AFFINE = np.array([[4.0, 0, 0, -94], [0, 4, 0, -94], [0, 0, 4, -94], [0, 0, 0, 1]])
 SPACING_MM = 3
@@ -77,20 +79,20 @@ class Kind:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether the real alignment looks at it, which takes a second; the pose of the others is given."""
+        """Whether the real alignment is run on it, which takes a second; the other kinds get a given pose."""
         return self.name.startswith("head")
 
 
-# Sound data to spoil
+# Good scans, to be spoiled
 
 
 @lru_cache(maxsize=1)
 def brain() -> np.ndarray:
-    return (mni152_brain().data[::SPACING_MM, ::SPACING_MM, ::SPACING_MM] * 1000).astype(np.int16)
+    return (MNI152.brain.data[::SPACING_MM, ::SPACING_MM, ::SPACING_MM] * 1000).astype(np.int16)
 
 
 def brain_affine() -> np.ndarray:
-    return mni152_brain().grid.space_from_vox @ np.diag([SPACING_MM] * 3 + [1.0])
+    return MNI152.brain.grid.space_from_vox @ np.diag([SPACING_MM] * 3 + [1.0])
 
 
 def places_mm() -> np.ndarray:
@@ -117,7 +119,7 @@ def small(dtype: str = "int16", kind: Any = nib.Nifti1Image, affine: np.ndarray 
     return kind(head_voxels().astype(dtype), affine)
 
 
-def sound(folder: Path, name: str = "scan.nii.gz") -> Path:
+def good_scan(folder: Path, name: str = "scan.nii.gz") -> Path:
     """The brain, with a name wherever a header has room for one."""
     img = nib.Nifti1Image(brain(), brain_affine())
     for text in ("descrip", "aux_file", "db_name", "intent_name", "data_type"):
@@ -204,7 +206,7 @@ def wrong_checksum(folder: Path) -> Path:
 
 
 def bomb(folder: Path) -> Path:
-    """One gzip stream of a sound header and 8 GiB of zeros, made of one compressed block over and over."""
+    """One gzip stream of a valid header and 8 GiB of zeros, made of one compressed block over and over."""
     packer = zlib.compressobj(wbits=31)
     start = packer.compress(raw_bytes()) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(bytes(ZEROS_AT_ONCE)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -403,13 +405,13 @@ def link_to_device(folder: Path) -> Path:
 
 
 def forbidden(folder: Path) -> Path:
-    path = sound(folder)
+    path = good_scan(folder)
     path.chmod(0)
     return path
 
 
 def growing(folder: Path) -> Path:
-    return sound(folder, GROWING)
+    return good_scan(folder, GROWING)
 
 
 def newline(folder: Path) -> Path:
@@ -417,7 +419,7 @@ def newline(folder: Path) -> Path:
 
 
 def named_in_unicode(folder: Path) -> Path:
-    return sound(folder, "Müller 名前 🧠.nii.gz")
+    return good_scan(folder, "Müller 名前 🧠.nii.gz")
 
 
 def twice_gzipped(folder: Path) -> Path:
@@ -506,7 +508,7 @@ def sphere() -> np.ndarray:
 
 
 def swapped(folder: Path) -> Path:
-    return points(folder, PC_MNI_MM, AC_MNI_MM)
+    return points(folder, MNI152.pc_mm, MNI152.ac_mm)
 
 
 def no_file(folder: Path) -> Path:
@@ -540,7 +542,7 @@ PATHS = (
     Kind(
         "gone",
         "a file that vanished after the cohort was made",
-        sound,
+        good_scan,
         "read",
         "MissingScanError",
         ("no such file", "correct the path"),
@@ -558,7 +560,7 @@ PATHS = (
     Kind(
         "loop",
         "a link in a circle",
-        sound,
+        good_scan,
         "read",
         "UnreadableScanError",
         ("symbolic links", "correct it"),
@@ -575,7 +577,7 @@ PATHS = (
     ),
     Kind("growing", "a file that another program is writing", growing, *UNREADABLE, ("changed while", "finish")),
     Kind("newline", "a file of text, with a newline in its name", newline, *UNREADABLE, ("not an image",)),
-    Kind("ünïcode-名前", "a sound scan with names beyond ASCII", named_in_unicode),
+    Kind("ünïcode-名前", "a good-quality scan with names beyond ASCII", named_in_unicode),
     Kind("empty-folder", "an empty folder", empty_folder, *UNREADABLE, ("folder is empty", "DICOM")),
     Kind("folder-of-text", "a folder without images", folder_of_text, *CONVERTED, ("no image", "give"), is_dicom=True),
     Kind(
@@ -910,7 +912,7 @@ VOXELS = (
     ),
     Kind("nan-slope", "a slope of NaN: taken for none, as by nibabel", partial(patch_of_brain, scl_slope=np.nan)),
     Kind("zero-slope", "a slope of zero: no scaling, as NIfTI says", partial(patch_of_brain, scl_slope=0)),
-    Kind("big-endian", "a sound scan of the other byte order", big_endian),
+    Kind("big-endian", "a good-quality scan of the other byte order", big_endian),
     Kind(
         "constant",
         "the same value everywhere",
@@ -927,7 +929,7 @@ VOXELS = (
     ),
 )
 HEADS = (
-    Kind("head", "a sound scan", sound),
+    Kind("head", "a good-quality scan", good_scan),
     Kind("head-ct", "a CT", seen(ct), *NO_HEAD),
     Kind("head-t2", "a T2-weighted scan", seen(t2), *NO_HEAD),
     Kind(
@@ -957,7 +959,7 @@ LANDMARKS = (
     Kind(
         "points-no-table",
         "a file of landmarks that is no table",
-        sound,
+        good_scan,
         *BAD_POINTS,
         ("coordinate system", "needed"),
         landmarks=no_points,
@@ -965,7 +967,7 @@ LANDMARKS = (
     Kind(
         "points-gone",
         "a file of landmarks that is not there",
-        sound,
+        good_scan,
         *BAD_POINTS,
         ("no such file of landmarks", "correct the path"),
         landmarks=no_file,
@@ -973,7 +975,7 @@ LANDMARKS = (
     Kind(
         "points-pipe",
         "a named pipe for a file of landmarks",
-        sound,
+        good_scan,
         *BAD_POINTS,
         ("pipe", "copy it"),
         landmarks=pipe_of_points,
@@ -981,12 +983,12 @@ LANDMARKS = (
     Kind(
         "points-word",
         "a file of landmarks of another kind",
-        sound,
+        good_scan,
         *BAD_POINTS,
         ("neither .fcsv nor .json", "save"),
         landmarks=word_points,
     ),
-    Kind("head-points-swapped", "AC and PC swapped", sound, *BAD_POINTS, ("behind", "swapped"), landmarks=swapped),
+    Kind("head-points-swapped", "AC and PC swapped", good_scan, *BAD_POINTS, ("behind", "swapped"), landmarks=swapped),
 )
 CHAPTERS = {
     "What the path leads to": PATHS,
@@ -1011,21 +1013,21 @@ class Fake:
     task: str
     name: str = "fake:1"
     protocol: str = "fake protocol"
-    calibrated: bool = True
-    relative_volume_sd: float | None = None
-    volume_heads: int | None = None
-    part_volume_sd: Mapping[str, float] = field(default_factory=dict)
+    volume_error: VolumeError = UNMEASURED
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         return self.found
+
+    def on(self, elsewhere: object) -> "Fake":
+        return self
 
 
 def fakes(models: object = None) -> tuple[Fake, Fake]:
     box = box_grid((40, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
     head = box_grid((44, 52, 44), (4.0, 4.0, 4.0), (0.0, -16.0, 8.0))
     sides = [ellipsoid(box, (x, -5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
-    cavity = [ellipsoid(head, (0.0, -18.0, 12.0), (64.0, 78.0, 62.0))]
-    return Fake(_of(box, HYPOTHALAMUS_SIDES, sides), "hypothalamus"), Fake(_of(head, ICV, cavity), "icv")
+    intracranial = [ellipsoid(head, (0.0, -18.0, 12.0), (64.0, 78.0, 62.0))]
+    return Fake(_of(box, HYPOTHALAMUS_SIDES, sides), "hypothalamus"), Fake(_of(head, ICV, intracranial), "icv")
 
 
 def _of(grid: Grid, table: LabelTable, posteriors: list[np.ndarray]) -> Segmentation:
@@ -1033,7 +1035,7 @@ def _of(grid: Grid, table: LabelTable, posteriors: list[np.ndarray]) -> Segmenta
 
 
 def pose() -> Alignment:
-    ac, pc = np.array(AC_MNI_MM), np.array(PC_MNI_MM)
+    ac, pc = MNI152.commissures_mm
     acpc_from_scanner = np.eye(4)
     acpc_from_scanner[:3, 3] = -ac
     return Alignment(acpc_from_scanner, ac, pc, np.eye(4), score=0.7, flagged=False)
@@ -1046,7 +1048,7 @@ def stand_ins(models: object) -> tuple[Fake, Fake]:
     file system is played: that it refuses root, and that another program writes at that very moment.
     """
     pipeline.align = _align  # type: ignore[assignment]
-    source._open_local = _open_local
+    Location.open = _open  # type: ignore[method-assign]
     source.Source.require = _require  # type: ignore[method-assign]
     return fakes()
 
@@ -1055,13 +1057,13 @@ def _align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
     return pose()
 
 
-_really_open, _really_require = source._open_local, source.Source.require
+_really_open, _really_require = Location.open, source.Source.require
 
 
-def _open_local(path: str) -> Any:
-    if Path(path).parent.name == "forbidden":
-        raise PermissionError(13, "Permission denied", path)
-    return _really_open(path)
+def _open(self: Location) -> BinaryIO:
+    if Path(self.url).parent.name == "forbidden":
+        raise PermissionError(13, "Permission denied", self.url)
+    return _really_open(self)
 
 
 def _require(self: source.Source, count: int) -> None:
@@ -1097,14 +1099,14 @@ def _listed(kind: Kind, folder: Path) -> dict[str, str | None]:
 def files_processed(folder: Path, out: Path) -> xr.Dataset:
     """The rows of all kinds that need no alignment to be told, by two processes of this machine."""
     cohort = made(folder, (kind for kind in given_here() if not kind.is_aligned))
-    return process(cohort, str(out), workers=2, progress=False, load=stand_ins)
+    return _process(cohort, str(out), workers=2, progress=False, load=stand_ins)
 
 
 def heads_processed(folder: Path, out: Path) -> xr.Dataset:
     """The rows of all kinds that only the alignment can tell, by a worker that shares this process's programs."""
     cohort = made(folder, (kind for kind in given_here() if kind.is_aligned))
     with local_client(1, processes=False) as client:
-        return process(cohort, str(out), client, progress=False, load=fakes)
+        return _process(cohort, str(out), client, progress=False, load=fakes)
 
 
 def said(kind: Kind, row: xr.Dataset) -> str:

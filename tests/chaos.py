@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-import hypodask.journal
-from hypodask.cluster import process
-from hypodask.cohort import Cohort
-from hypodask.row import Row
+import hypodask.storage.journal
+from hypodask.cluster.processing import _process
+from hypodask.core.row import Row
 from hypodask.scan import read_scan
-from hypodask.store import mark_done, write_scan
+from hypodask.storage.store import mark_done, write_scan
+from hypodask.study.cohort import Cohort
 
 STORE_ERRORS = 0.05
 """Share of attempts that end in an error of the disk, in the middle of a store."""
@@ -76,7 +76,7 @@ def calls(out: str | Path) -> list[Call]:
     return [Call(scan, int(process), was_done == "True") for scan, process, was_done in map(str.split, lines)]
 
 
-def treat(
+def stand_in(
     path: str, *, scan: str, out: str, store: str, models: object, stamp: str = "", disturbed: bool = False
 ) -> Row:
     """Read the scan, write its store, and take volumes that depend on every voxel."""
@@ -150,8 +150,8 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def run_client(table: str, out: str, part_rows: int) -> None:
     """What a client in a process of its own does: a run on a worker of its own, with small parts of the journal."""
-    hypodask.journal.PART_ROWS = part_rows
-    process(Cohort(pd.read_parquet(table)), out, workers=1, progress=False, treat=treat, load=None)
+    hypodask.storage.journal.PART_ROWS = part_rows
+    _process(Cohort(pd.read_parquet(table)), out, workers=1, progress=False, method=stand_in, load=None)
 
 
 @contextmanager
@@ -171,4 +171,4 @@ def python(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         begun.wait()
 
 
-disturbed_treat = partial(treat, disturbed=True)
+disturbed_stand_in = partial(stand_in, disturbed=True)

@@ -1,6 +1,7 @@
 """What several tests share: a folder of real scans, and the smallest files that pass for a head."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Recipes and benchmarks are no part of the installed package; it is the installed one that is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # Workers of several tests compile the same programs; a folder of this run's own lets them share what is compiled.
 _compiled = tempfile.TemporaryDirectory(prefix="hypodask-xla-")

@@ -7,7 +7,7 @@ import xarray as xr
 from numpy import ndarray
 from scipy.stats import norm
 
-from hypodask.variables import RESULTS
+from hypodask.core.variables import RESULTS
 
 STRUCTURES = ("hypothalamus", "icv", "hypothalamus_left", "hypothalamus_right")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hypodask.grid import Grid, transform_points
-from hypodask.labels import LabelTable
+from hypodask.core.grid import Grid, transform_points
+from hypodask.core.structures import LabelTable
 from hypodask.segmentation import Segmentation
 
 

@@ -16,17 +16,17 @@ import pytest
 import xarray as xr
 from distributed import Client
 
-from hypodask.accounts import keep_log, status
-from hypodask.cluster import process
-from hypodask.cohort import Cohort
-from hypodask.dataset import open_results, verify
-from hypodask.errors import HypodaskError
-from hypodask.grid import Grid, slab_grid
-from hypodask.labels import HYPOTHALAMUS_SIDES, ICV
+from hypodask.cluster.processing import _process
+from hypodask.core.errors import HypodaskError
+from hypodask.core.grid import Grid, slab_grid
+from hypodask.core.row import Row
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, ICV
 from hypodask.report import page
-from hypodask.row import Row
 from hypodask.scan import Scan
-from hypodask.store import mark_done, write_label_map, write_record, write_scan
+from hypodask.storage.store import mark_done, write_label_map, write_record, write_scan
+from hypodask.study.cohort import Cohort
+from hypodask.study.results import open_results, verify
+from hypodask.study.runs import keep_log, status
 
 SCANS = 2
 
@@ -34,7 +34,7 @@ WRITERS = ("report", "process")
 """Readers that write too."""
 
 
-def treat(path: str, *, scan: str, out: str, store: str, models: object, stamp: str) -> Row:
+def stand_in(path: str, *, scan: str, out: str, store: str, models: object, stamp: str) -> Row:
     """A stand-in for the method: a store with everything in it that one has, small."""
     url, number = f"{out}/{store}", int(scan[4:])
     grid = Grid((12, 12, 12), np.diag([16.0, 16.0, 16.0, 1.0]), "scanner")
@@ -79,7 +79,7 @@ class Output:
         assert self.sound["verify"] == []
 
     def _process(self, out: Path) -> xr.Dataset:
-        return process(self.cohort, str(out), self.client, progress=False, treat=treat, load=None)
+        return _process(self.cohort, str(out), self.client, progress=False, method=stand_in, load=None)
 
     @staticmethod
     def _report(out: Path) -> str:

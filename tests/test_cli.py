@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import hypodask
 from hypodask import cli
-from hypodask.dataset import assemble, finalise, save_cohort
-from hypodask.errors import CohortError
-from hypodask.journal import Journal, read_journal
-from hypodask.row import Row
+from hypodask.core.errors import CohortError
+from hypodask.core.row import Row
+from hypodask.storage.journal import Journal, read_journal
+from hypodask.study.results import assemble, finalise, save_cohort
 
 DONE = Row("sub-01", "done", volume_mm3={"hypothalamus": 850.0, "icv": 1.5e6}, store="scans/sub-01.nii.zarr")
 REFUSED = Row("sub-02", "failed", stage="read", error="NonFiniteError", reason="7 voxels are NaN; use the scan before")
@@ -43,12 +43,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return assemble(cohort.table, [row.as_dict() for row in seen["rows"] if row.scan in seen["scans"]])
 
     monkeypatch.setattr(hypodask, "process", process)
-    monkeypatch.setattr(hypodask.report, "write", lambda results, out: f"{out}/report.html")
+    monkeypatch.setattr(hypodask.report, "write_report", lambda out: f"{out}/report.html")
     return seen
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(cli._app, [str(argument) for argument in arguments])
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -219,7 +219,7 @@ def test_a_pose_that_is_flagged_is_exit_status_1(posed: dict[str, Any], head_fil
 def test_align_writes_what_is_asked_for(
     posed: dict[str, Any], head_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypodask.transforms.ALIGNED_SPACING_MM", 4.0)
+    monkeypatch.setattr("hypodask.storage.transforms._ALIGNED_SPACING_MM", 4.0)
     (tmp_path / "hand.fcsv").write_text("# CoordinateSystem = RAS\n# columns = x,y,z,label\n1,2,3,AC\n1,-24,3,PC\n")
     names = {"landmarks": "hand.fcsv", "itk": "a.txt", "fsl": "a.mat", "matrix": "b.txt", "image": "a.nii.gz"}
     result = invoke("align", head_file(), *(x for key, name in names.items() for x in (f"--{key}", tmp_path / name)))
@@ -248,7 +248,7 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_commands_are_those_that_are_promised() -> None:
-    assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == {
+    assert {command.callback.__name__ for command in cli._app.registered_commands if command.callback} == {
         "align",
         "demo",
         "forget",

@@ -11,12 +11,12 @@ import xarray as xr
 from rich.console import Console
 
 from hypodask import demo
-from hypodask.cohort import Cohort
-from hypodask.dataset import assemble
 from hypodask.phantom import hypothalamus
-from hypodask.phantom.cohort import group_sizes, simulate_cohort
+from hypodask.phantom.cohort import _group_sizes, simulate_cohort
 from hypodask.phantom.head import HeadOptions
-from hypodask.store import mark_done, write_record
+from hypodask.storage.store import mark_done, write_record
+from hypodask.study.cohort import Cohort
+from hypodask.study.results import assemble
 
 GROUPS = np.repeat(["control", "ALS", "PLS"], [10, 12, 8])
 TRUE_MM3 = np.random.default_rng(0).normal(800, 60, 30) * np.where(GROUPS == "control", 1.0, 0.88)
@@ -44,7 +44,7 @@ def results(*, bias: float = 1.0, failed: int = 0) -> xr.Dataset:
 
 
 def test_a_bias_is_shown_in_every_group() -> None:
-    table = demo.compare_with_truth(results(bias=1.05)).set_index(["structure", "group"])
+    table = demo._compare_with_truth(results(bias=1.05)).set_index(["structure", "group"])
     assert table.loc["hypothalamus", "bias_percent"].to_numpy() == pytest.approx([5, 5, 5, 5])
     assert table.loc["icv", "bias_percent"].to_numpy() == pytest.approx([0, 0, 0, 0], abs=1e-9)
     assert table.loc["hypothalamus", "r"].to_numpy() == pytest.approx([1, 1, 1, 1])
@@ -52,13 +52,13 @@ def test_a_bias_is_shown_in_every_group() -> None:
 
 
 def test_scans_that_failed_are_not_compared() -> None:
-    table = demo.compare_with_truth(results(failed=8)).set_index(["structure", "group"])
+    table = demo._compare_with_truth(results(failed=8)).set_index(["structure", "group"])
     assert table.loc["icv", "n"].tolist() == [10, 12, 0, 22]
     assert np.isnan(table.loc[("icv", "PLS"), "bias_percent"])
 
 
 def test_effects_are_shown_beside_the_true_ones() -> None:
-    table = demo.compare_effects(results(bias=1.2))
+    table = demo._compare_effects(results(bias=1.2))
     assert table[["group_a", "group_b"]].to_numpy().tolist()[0] == ["ALS", "control"]
     assert table["percent"].to_numpy() == pytest.approx(table["true_percent"].to_numpy())
     assert (table["percent"][:2] < -5).all()
@@ -67,7 +67,7 @@ def test_effects_are_shown_beside_the_true_ones() -> None:
 def test_tables_are_printed_whole_and_a_missing_group_is_said() -> None:
     text = io.StringIO()
     one_group = results().isel(scan=slice(10, 22))
-    demo.show(one_group, Console(file=text, width=160))
+    demo._show(one_group, Console(file=text, width=160))
     assert "Truth beside estimate" in text.getvalue()
     assert "could not be compared" in text.getvalue()
 
@@ -85,11 +85,11 @@ def test_distances_of_commissures_come_from_the_stores(tmp_path: Path) -> None:
     folder = tmp_path / "bids" / "derivatives" / "phantom"
     folder.mkdir(parents=True)
     pd.DataFrame([truth]).to_csv(folder / "truth.tsv", sep="\t", index=False)
-    errors = demo.commissure_errors(found, str(tmp_path), tmp_path / "bids")
+    errors = demo._commissure_errors(found, str(tmp_path), tmp_path / "bids")
     assert errors.to_dict("list") == {"ac_mm": [pytest.approx(0.5)], "pc_mm": [pytest.approx(0.0)]}
 
 
-@pytest.mark.skipif(not hypothalamus.HYPOTHALAMUS_FILE.exists(), reason="the template's hypothalamus is not installed")
+@pytest.mark.skipif(not hypothalamus._HYPOTHALAMUS_FILE.exists(), reason="the template's hypothalamus is not installed")
 def test_every_simulated_scan_is_in_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,8 +102,8 @@ def test_every_simulated_scan_is_in_the_results(
     coarse = partial(simulate_cohort, options=HeadOptions(spacing_mm=(8.0, 8.0)))
     monkeypatch.setattr(demo, "simulate_cohort", coarse)
     monkeypatch.setattr(demo, "process", refuse_all)
-    monkeypatch.setattr(demo, "write", lambda _results, out: f"{out}/report.html")
+    monkeypatch.setattr(demo, "write_report", lambda out: f"{out}/report.html")
     found = demo.run_demo(str(tmp_path), scans=4, workers=1)
     assert found["status"].to_numpy().tolist() == ["failed"] * 4
-    assert pd.Series(found["group"].to_numpy()).value_counts()["ALS"] == group_sizes(4)[1]
+    assert pd.Series(found["group"].to_numpy()).value_counts()["ALS"] == _group_sizes(4)[1]
     assert "report.html" in capsys.readouterr().out

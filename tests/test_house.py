@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import hypodask
-import hypodask.errors
-from hypodask.errors import HypodaskError, ScanError
+import hypodask.core.errors
+from hypodask.core.errors import HypodaskError, ScanError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -76,6 +76,14 @@ def test_page_of_outputs_is_what_the_code_writes() -> None:
     assert page("docs/outputs.md") == written["renewed"](page("docs/outputs.md")), "run docs/write_outputs.py"
 
 
+def test_figures_of_the_pages_are_those_that_were_measured() -> None:
+    outdated = runpy.run_path(str(ROOT / "docs" / "write_figures.py"))["outdated"]
+    assert [path.name for path in outdated()] == [], "run docs/write_figures.py"
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # A mark that begins a line would make Markdown take that line for HTML.
+    assert [path.name for path in pages if re.search(r"^\s*<!-- figure", path.read_text("utf-8"), re.MULTILINE)] == []
+
+
 def test_every_scan_error_has_a_cure_in_the_docs() -> None:
     missing = {error.__name__ for error in subclasses(ScanError)} - set(
         re.findall(r"`(\w+)`", page("docs/reading-scans.md"))
@@ -85,7 +93,7 @@ def test_every_scan_error_has_a_cure_in_the_docs() -> None:
 
 def test_every_error_is_drawn_in_the_tree() -> None:
     assert {error.__name__ for error in subclasses(HypodaskError)} <= set(
-        re.findall(r"\w+", hypodask.errors.__doc__ or "")
+        re.findall(r"\w+", hypodask.core.errors.__doc__ or "")
     )
 
 

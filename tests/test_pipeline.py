@@ -1,8 +1,7 @@
 """One scan in, one row out: volumes when all is well, the stage and the reason when it is not."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,17 +13,19 @@ from segmentations import ellipsoid, labelled
 
 from hypodask import pipeline
 from hypodask.alignment import Alignment
-from hypodask.cohort import Cohort
-from hypodask.errors import AlignmentError, ModelError, StoreError
-from hypodask.grid import box_grid, transform_points
-from hypodask.labels import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
-from hypodask.network.unet import UNet, UNetConfig
-from hypodask.network.weights import InputGeometry, ModelCard, save_weights
+from hypodask.core.errors import AlignmentError, ModelError, StoreError
+from hypodask.core.grid import box_grid, transform_points
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.networks.cards import InputGeometry, ModelCard
+from hypodask.networks.unet import UNet, UNetConfig
+from hypodask.networks.weights import save_weights
 from hypodask.pipeline import load_models, process_scan
 from hypodask.quality import judge
 from hypodask.segmentation import Segmentation
-from hypodask.store import read_done, read_label_map, read_record, read_stored_scan, verify_store
-from hypodask.transforms import load_transform
+from hypodask.segmentation.network import UNMEASURED, VolumeError
+from hypodask.storage.store import read_done, read_label_map, read_record, read_stored_scan, verify_store
+from hypodask.storage.transforms import load_transform
+from hypodask.study.cohort import Cohort
 
 BOX = box_grid((40, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
 HEAD = box_grid((44, 52, 44), (4.0, 4.0, 4.0), (0.0, -16.0, 8.0))
@@ -41,20 +42,18 @@ class Fake:
     task: str = "hypothalamus"
     name: str = "fake:1"
     protocol: str = "fake protocol"
-    calibrated: bool = True
-    relative_volume_sd: float | None = None
-    volume_heads: int | None = None
-    part_volume_sd: Mapping[str, float] = field(default_factory=dict)
+    volume_error: VolumeError = UNMEASURED
 
     def segment(self, scan, alignment):
         return self.found
 
+    def on(self, elsewhere):
+        return self
+
 
 HYP = Fake(
     labelled(BOX, HYPOTHALAMUS_SIDES, SIDES),
-    relative_volume_sd=0.05,
-    volume_heads=11,
-    part_volume_sd={"hypothalamus_left": 0.08},
+    volume_error=VolumeError(0.05, 11, {"hypothalamus_left": 0.08}),
 )
 CRANIUM = Fake(labelled(HEAD, ICV, [ellipsoid(HEAD, *CAVITY)]), "icv", "fake icv:2", ICV.protocol)
 FAKES = (HYP, CRANIUM)
@@ -151,8 +150,9 @@ def test_a_head_without_signal_on_one_side_has_a_low_quality_that_the_warnings_e
     assert "times as bright as the right one" not in sound.warnings
 
 
-def test_a_network_that_is_not_calibrated_counts_labels(aligned, scan_file):
-    row = process_scan(scan_file(), models=(replace(HYP, calibrated=False), CRANIUM))
+def test_in_a_protocol_whose_posteriors_are_not_calibrated_labels_are_counted(aligned, scan_file):
+    table = replace(HYPOTHALAMUS_SIDES, protocol=HYPOTHALAMUS_SUBUNITS.protocol)
+    row = process_scan(scan_file(), models=(replace(HYP, found=labelled(BOX, table, SIDES)), CRANIUM))
     assert row["hypothalamus"] == row.label_volume_mm3["hypothalamus"] != row.soft_volume_mm3["hypothalamus"]
 
 
@@ -180,7 +180,7 @@ def test_label_maps_of_a_network_in_scanner_space_are_carried_to_the_slab(aligne
     aligned(replace(POSE, acpc_from_scanner=pose))
     parts = [side if n == 0 else np.zeros_like(side) for side in SIDES for n in range(5)]
     moved = BOX.moved(np.linalg.inv(pose), "scanner")
-    subunits = Fake(labelled(moved, HYPOTHALAMUS_SUBUNITS, parts), calibrated=False)
+    subunits = Fake(labelled(moved, HYPOTHALAMUS_SUBUNITS, parts))
     row = process_scan(scan_file(), out=out, models=(subunits, CRANIUM))
     label_map, grid = read_label_map(str(out / row.store), "hypothalamus_slab")
     left = transform_points(grid.space_from_vox, np.argwhere(label_map == 1)).mean(axis=0)
@@ -241,7 +241,7 @@ def test_a_stripped_skull_is_said(aligned, scan_file):
 def test_a_cavity_that_was_not_wholly_scanned_is_said(aligned, scan_file):
     row = process_scan(scan_file(shape=(56, 60, 28), centre=(0.0, -16.0, -44.0)), models=FAKES)
     assert row.status == "done"
-    assert "50 % of the cranial cavity lies outside the field of view" in row.warnings
+    assert "50 % of the intracranial volume lies outside the field of view" in row.warnings
 
 
 def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
@@ -249,7 +249,7 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
     away[0, 3] = 900.0
     aligned(replace(POSE, acpc_from_scanner=away, flagged=True, warnings=("The pose is odd.",)))
     row = process_scan(scan_file(), models=FAKES)
-    assert row.warnings.startswith("The pose is odd. The cranial cavity lies outside the field of view. ")
+    assert row.warnings.startswith("The pose is odd. The intracranial volume lies outside the field of view. ")
     assert "100% of the hypothalamus was not imaged" in row.warnings
     assert row.flagged
     assert row.quality < 0.01
@@ -258,7 +258,7 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
 def test_an_outline_that_the_box_of_its_network_cuts_is_said(aligned, scan_file):
     near_the_front = [ellipsoid(BOX, (x, 10.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
     row = process_scan(scan_file(), models=(Fake(labelled(BOX, HYPOTHALAMUS_SIDES, near_the_front)), CRANIUM))
-    assert "The outline of the hypothalamus ends at the front of the box" in row.warnings
+    assert "The segmentation of the hypothalamus ends at the front of the box" in row.warnings
 
 
 def test_a_cavity_may_leave_its_box_down_the_spinal_canal_but_nowhere_else(aligned, scan_file):
@@ -267,14 +267,17 @@ def test_a_cavity_may_leave_its_box_down_the_spinal_canal_but_nowhere_else(align
         canal = ellipsoid(HEAD, (0.0, -30.0, -60.0), (radius, radius, 60.0))
         cranium = labelled(HEAD, ICV, [np.maximum(cavity, canal)])
         row = process_scan(scan_file(), models=(HYP, Fake(cranium, "icv", "fake icv:2", ICV.protocol)))
-        assert ("The outline of the icv ends at the bottom of the box" in row.warnings) == told
+        assert ("The segmentation of the ICV ends at the bottom of the box" in row.warnings) == told
 
 
 def test_an_outline_in_scanner_space_that_the_slab_cuts_is_said(aligned, scan_file):
     beyond = [ellipsoid(BOX, (x, 5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-6.0, 6.0)]
     in_scanner = Fake(labelled(BOX.moved(np.eye(4), "scanner"), HYPOTHALAMUS_SIDES, beyond))
     row = process_scan(scan_file(), models=(in_scanner, CRANIUM))
-    assert "The outline of the hypothalamus ends at the front of the slab in its label map there." in row.warnings
+    assert (
+        "The segmentation of the hypothalamus reaches the front of the slab; "
+        "its label map on the slab is cut off there." in row.warnings
+    )
 
 
 def test_an_unusual_volume_is_said(aligned, scan_file):

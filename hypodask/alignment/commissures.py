@@ -1,9 +1,9 @@
-"""Where exactly are the two commissures? A small network looks at the midsagittal plane.
+"""Where exactly are the two commissures? A small network finds them in the midsagittal plane.
 
-Registration to one template carries its commissures over to within 1 to 3 mm: heads differ there. People find
-both in the midsagittal plane, as the centres of two bright cross-sections; so does a U-Net that sees that plane
-and its neighbours and gives, for each commissure, how likely it is at each pixel. It looks several times, from
-poses that differ a little and in a mirror, and the spread of its answers says how sure they are.
+Registration carries the commissures of the template over to within 1 to 3 mm, because heads differ there. People find
+both in the midsagittal plane, as the centres of two bright cross-sections. A U-Net does the same: it sees that plane
+and its neighbours and says, for each commissure, how likely it is at each pixel. It is applied to test-time
+augmentations, poses that differ a little and their mirror images, whose spread says how certain the result is.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.grid import Grid, transform_points
-from hypodask.intensity import SCALINGS
-from hypodask.network.architectures import AnyNetwork
-from hypodask.network.unet import UNetConfig, predictor
-from hypodask.network.weights import InputGeometry, load_weights, resolve_model
-from hypodask.resample import interpolate
+from hypodask.core.grid import Grid, transform_points
+from hypodask.core.structures import COMMISSURES_TASK
+from hypodask.image.intensity import SCALINGS
+from hypodask.image.resampling import interpolate
+from hypodask.networks.architectures import AnyNetwork
+from hypodask.networks.cards import InputGeometry
+from hypodask.networks.unet import UNetConfig, predictor
+from hypodask.networks.weights import load_weights, resolve_model
 
 GEOMETRY = InputGeometry(
     spacing_mm=(0.8, 0.8, 0.8),
@@ -40,18 +42,19 @@ it, 1.6 and 3.2 mm away."""
 
 NETWORK = UNetConfig(in_channels=5, out_channels=2, widths=(16, 32, 64, 64))
 
-PEAK_MM = 4.0
+_PEAK_MM = 4.0
 """A commissure lies at the mean of the pixels this near to the likeliest one, weighted by how likely they are."""
 
-LOOKS = 4
-"""Poses that the network looks from, each also in a mirror."""
+_AUGMENTATIONS = 4
+"""Poses in which the network is shown a head, each of them mirrored too."""
 
-LOOK_SHIFT_MM = (0.6, 1.5, 1.5)
-LOOK_TURN_DEG = (4.0, 1.5, 1.5)
-"""Largest difference between these poses: shifts, then pitch, roll and yaw."""
+_SHIFT_MM = (0.6, 1.5, 1.5)
+_TURN_DEG = (4.0, 1.5, 1.5)
+"""How far these poses are from the given one at most: shifts, then pitch, roll and yaw."""
 
 
-Looker = Callable[[Float[Array, "n y z slice"]], Float[Array, "n y z commissure"]]
+CommissureNetwork = Callable[[Float[Array, "n y z slice"]], Float[Array, "n y z commissure"]]
+"""From stacks of slices to the likelihood of each commissure at each pixel."""
 
 
 class Commissures(NamedTuple):
@@ -62,7 +65,7 @@ class Commissures(NamedTuple):
     pc_mm: Float[ndarray, "3"]
     """Posterior commissure, likewise."""
     spread_mm: Float[ndarray, "2"]
-    """Root mean square distance of single looks from these, AC then PC."""
+    """Root mean square distance between these and those of single augmentations, AC then PC."""
     certainty: Float[ndarray, "2"]
     """Mean share of the likelihood within 4 mm of the likeliest pixel, AC then PC."""
 
@@ -72,9 +75,9 @@ def find_commissures(
     grid: Grid,
     acpc_from_scanner: Float[ndarray, "4 4"],
     *,
-    look: Looker | None = None,
+    network: CommissureNetwork | None = None,
 ) -> Commissures:
-    """Look for the commissures in the midsagittal plane of a pose that is right to about 6 mm and 10 degrees.
+    """Find the commissures in the midsagittal plane of a pose that is right to about 6 mm and 10 degrees.
 
     Parameters
     ----------
@@ -84,44 +87,45 @@ def find_commissures(
         Where they are in the scanner.
     acpc_from_scanner
         The pose as known so far.
-    look
-        From stacks of slices to likelihoods; the shipped network by default.
+    network
+        The shipped one by default.
 
     Returns
     -------
     Commissures
         In the space that ``acpc_from_scanner`` leads to, AC first.
     """
-    looks = _looks()
-    stacks = np.stack([_stack(data, grid, look @ acpc_from_scanner) for look in looks])
+    poses = _augmented_from_acpc()
+    stacks = np.stack([_stack(data, grid, pose @ acpc_from_scanner) for pose in poses])
     both = np.concatenate([stacks, stacks[..., ::-1]])
-    places_mm, certainty = _places_mm(np.asarray((look or _shipped())(jnp.asarray(both))))
-    acpc_from_look = np.linalg.inv(looks)[np.tile(np.arange(LOOKS), 2)]
-    seen = np.einsum("nij,ncj->nci", acpc_from_look[:, :3, :3], places_mm) + acpc_from_look[:, None, :3, 3]
-    seen[..., 0] = 0.0
-    middle = np.median(seen, axis=0)
-    spread = np.sqrt(((seen - middle) ** 2).sum(axis=-1).mean(axis=0))
+    places_mm, certainty = _places_mm(np.asarray((network or _shipped())(jnp.asarray(both))))
+    acpc_from_augmented = np.linalg.inv(poses)[np.tile(np.arange(_AUGMENTATIONS), 2)]
+    found = np.einsum("nij,ncj->nci", acpc_from_augmented[:, :3, :3], places_mm) + acpc_from_augmented[:, None, :3, 3]
+    # The commissures lie in the midsagittal plane of the given pose.
+    found[..., 0] = 0.0
+    middle = np.median(found, axis=0)
+    spread = np.sqrt(((found - middle) ** 2).sum(axis=-1).mean(axis=0))
     return Commissures(middle[0], middle[1], spread, certainty.mean(axis=0))
 
 
 def refined_frame(acpc_from_scanner: Float[ndarray, "4 4"], found: Commissures) -> Float[ndarray, "4 4"]:
-    """The pose in which the commissures that were found are where they should be; its midsagittal plane is kept."""
+    """The pose of the commissures that were found, AC at the origin and PC on -y; the midsagittal plane is kept."""
     return acpc_frame(found.ac_mm, found.pc_mm, np.array([1.0, 0.0, 0.0])) @ acpc_from_scanner
 
 
 @lru_cache(maxsize=1)
-def _looks() -> Float[ndarray, "look 4 4"]:
-    """The poses to look from, spread evenly and the same for every scan; the first is the pose itself."""
-    # An additive recurrence with irrational steps, which fills a cube evenly and needs no random numbers.
+def _augmented_from_acpc() -> Float[ndarray, "augmentation 4 4"]:
+    """Rigid moves of the test-time augmentations, spread evenly and the same for every scan."""
+    # An additive recurrence with irrational steps fills a cube evenly and needs no random numbers.
     steps = (1.0 / 1.1347241384015194) ** np.arange(1, 7)
-    offsets = 2 * ((0.5 + np.arange(LOOKS)[:, None] * steps) % 1.0) - 1
-    looks = np.tile(np.eye(4), (LOOKS, 1, 1))
-    turns = Rotation.from_euler("xyz", offsets[:, 3:] * LOOK_TURN_DEG, degrees=True).as_matrix()
+    offsets = 2 * ((0.5 + np.arange(_AUGMENTATIONS)[:, None] * steps) % 1.0) - 1
+    poses = np.tile(np.eye(4), (_AUGMENTATIONS, 1, 1))
+    turns = Rotation.from_euler("xyz", offsets[:, 3:] * _TURN_DEG, degrees=True).as_matrix()
     # About the middle of the field, so that the commissures stay where they are expected.
     centre = np.array(GEOMETRY.centre_mm)
-    looks[:, :3, :3] = turns
-    looks[:, :3, 3] = centre - turns @ centre + offsets[:, :3] * LOOK_SHIFT_MM
-    return looks
+    poses[:, :3, :3] = turns
+    poses[:, :3, 3] = centre - turns @ centre + offsets[:, :3] * _SHIFT_MM
+    return poses
 
 
 def _stack(data: ndarray, grid: Grid, acpc_from_scanner: ndarray) -> Float32[ndarray, "y z slice"]:
@@ -140,7 +144,7 @@ def _places_mm(
     pixels = np.stack(np.meshgrid(*[np.arange(n) for n in GEOMETRY.shape[1:]], indexing="ij"), axis=-1).reshape(-1, 2)
     flat = np.moveaxis(likelihood, -1, 1).reshape(len(likelihood), likelihood.shape[-1], -1)
     peak = pixels[flat.argmax(axis=-1)]
-    reach = PEAK_MM / GEOMETRY.spacing_mm[1]
+    reach = _PEAK_MM / GEOMETRY.spacing_mm[1]
     near = np.linalg.norm(pixels - peak[:, :, None], axis=-1) <= reach
     share = (flat * near).sum(axis=-1)
     centre = (flat * near) @ pixels / share[..., None]
@@ -148,17 +152,17 @@ def _places_mm(
     return transform_points(box.space_from_vox, np.concatenate([middle, centre], axis=-1)), share
 
 
-def likelihood_of(logits: Float[Array, "y z commissure"]) -> Float[Array, "y z commissure"]:
-    """How likely each commissure is at each pixel; sums to 1 over the plane."""
+def _likelihood_of(logits: Float[Array, "y z commissure"]) -> Float[Array, "y z commissure"]:
+    """How likely each commissure is at each pixel: sums to 1 over the plane."""
     return jnp.asarray(jax.nn.softmax(logits, axis=(0, 1)))
 
 
-def looker(model: AnyNetwork) -> Looker:
-    """Compile a network for looking."""
-    return predictor(model, slices_at_once=2 * LOOKS, answer=likelihood_of)
+def commissure_network(model: AnyNetwork) -> CommissureNetwork:
+    """Compile a network for :func:`find_commissures`."""
+    return predictor(model, slices_at_once=2 * _AUGMENTATIONS, answer=_likelihood_of)
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> Looker:
-    (model,), _ = load_weights(resolve_model("commissures"))
-    return looker(model)
+def _shipped() -> CommissureNetwork:
+    (model,), _ = load_weights(resolve_model(COMMISSURES_TASK))
+    return commissure_network(model)

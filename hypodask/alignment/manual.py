@@ -8,29 +8,29 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from hypodask.alignment.pose import Alignment, acpc_frame
-from hypodask.errors import LandmarkError
-from hypodask.grid import Grid, transform_points
-from hypodask.landmarks import Landmarks
-from hypodask.scan import Scan
-from hypodask.template import AC_MNI_MM, PC_MNI_MM
+from hypodask.core.errors import LandmarkError
+from hypodask.core.grid import Grid, transform_points
+from hypodask.scan.landmarks import Landmarks
+from hypodask.scan.scan import Scan
+from hypodask.scan.template import MNI152
 
-DISTANCE_MM = (15.0, 40.0)
-"""Commissures nearer or further apart are no head's: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60), and
-the smallest and largest heads leave room on both sides."""
+_DISTANCE_MM = (15.0, 40.0)
+"""Distances between AC and PC outside this range are refused: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP,
+n = 60), with room for the smallest and the largest heads."""
 
-OFF_LINE_MM = 15.0
-"""A midline point must lie this far from the line through the commissures; a slip of 1 mm then turns the head by
-4 degrees. A guess."""
+_OFF_LINE_MM = 15.0
+"""A midline point must lie this far from the line through the commissures, so that an error of 1 mm turns the head by
+no more than 4 degrees. A guess."""
 
-APART_MM = 3.0
-"""Commissures by hand further than this from the automatic ones are told; a guess."""
+_APART_MM = 3.0
+"""Commissures placed further than this from the automatic ones give a warning; a guess."""
 
-TURNED_DEG = 5.0
-"""A midline point that turns the head by more than this against the automatic pose is told; a guess."""
+_TURNED_DEG = 5.0
+"""A midline point that rolls the head by more than this against the automatic pose gives a warning; a guess."""
 
 
 def align_to(scan: Scan, landmarks: Landmarks, automatic: Alignment | None) -> Alignment:
-    """The pose that landmarks by hand say; the automatic one lends the midsagittal plane and is compared.
+    """The pose of landmarks that a person placed; the automatic pose gives the midsagittal plane and is compared.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ def align_to(scan: Scan, landmarks: Landmarks, automatic: Alignment | None) -> A
     landmarks
         In its scanner space.
     automatic
-        What was found without them, whose score and registration are kept; ``None`` if nothing was. Then a
-        midline point is needed.
+        What was found without them, whose score and registration are kept; ``None`` if nothing was found, and then
+        a midline point is needed.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def _refuse_implausible(landmarks: Landmarks, grid: Grid) -> None:
         if place is not None:
             _refuse_outside(name, np.array(place), grid)
     ac, pc = np.array(landmarks.ac_mm), np.array(landmarks.pc_mm)
-    low, high = DISTANCE_MM
+    low, high = _DISTANCE_MM
     if not low <= np.linalg.norm(ac - pc) <= high:
         raise LandmarkError(
             f"AC and PC were given {np.linalg.norm(ac - pc):.1f} mm apart; {low:g} to {high:g} mm are possible: check "
@@ -114,30 +114,30 @@ def _right_of(landmarks: Landmarks) -> Float[ndarray, "3"]:
     ac, pc, midline = (np.array(place) for place in (landmarks.ac_mm, landmarks.pc_mm, landmarks.midline_mm))
     anterior = (ac - pc) / np.linalg.norm(ac - pc)
     normal = np.cross(anterior, midline - ac)
-    if np.linalg.norm(normal) < OFF_LINE_MM:
+    if np.linalg.norm(normal) < _OFF_LINE_MM:
         raise LandmarkError(
             f"the midline point (IH) lies {np.linalg.norm(normal):.1f} mm from the line through AC and PC; at least "
-            f"{OFF_LINE_MM:g} mm are needed to tell how the head is rolled: place it far above them"
+            f"{_OFF_LINE_MM:g} mm are needed to tell how the head is rolled: place it far above them"
         )
-    # Above or below the commissures, either will do: a scanner's +x is never the subject's left.
+    # The midline point may lie above or below the commissures; +x of the scanner points to the subject's right.
     return normal * np.sign(normal[0])
 
 
 def _differences(pose: Alignment, automatic: Alignment | None) -> Iterator[str]:
-    """Where the automatic pose is another one."""
+    """Warnings about where the automatic pose differs."""
     if automatic is None:
         yield "Commissures were given by hand; no automatic alignment was found that could confirm them."
         return
     ac, pc = (np.linalg.norm(a - b) for a, b in ((pose.ac_mm, automatic.ac_mm), (pose.pc_mm, automatic.pc_mm)))
-    if max(ac, pc) > APART_MM:
+    if max(ac, pc) > _APART_MM:
         yield f"Commissures were given by hand; automatic ones lie {ac:.1f} mm (AC) and {pc:.1f} mm (PC) away."
     up = (automatic.acpc_from_scanner @ np.linalg.inv(pose.acpc_from_scanner))[:3, 2]
     roll_deg = float(np.degrees(np.arctan2(up[0], up[2])))
-    if abs(roll_deg) > TURNED_DEG:
+    if abs(roll_deg) > _TURNED_DEG:
         yield f"The midline point given by hand rolls the head {abs(roll_deg):.1f} degrees against the automatic pose."
 
 
 def _mni_from_acpc() -> Float[ndarray, "4 4"]:
     """The rigid move that puts the commissures near the template's."""
-    ac, pc = np.array(AC_MNI_MM), np.array(PC_MNI_MM)
+    ac, pc = MNI152.commissures_mm
     return np.linalg.inv(acpc_frame(ac, pc, np.array([1.0, 0.0, 0.0])))

@@ -18,7 +18,7 @@ class Alignment:
     pc_mm: Float[ndarray, "3"]
     """Posterior commissure in scanner space, RAS+ mm."""
     mni_from_scanner: Float[ndarray, "4 4"]
-    """The affine registration to MNI152 that the landmarks came from."""
+    """The affine registration to the template, from which the search for the commissures began."""
     score: float
     """Local correlation with the template inside its brain, -1 to 1."""
     flagged: bool
@@ -26,8 +26,8 @@ class Alignment:
     warnings: tuple[str, ...] = ()
     """Why it is flagged, or what else to know."""
     error_mm: float = float("nan")
-    """Error to expect of a commissure, mm: root mean square on heads that were not learnt from, and how much looks at
-    it differ; not-a-number for commissures by hand."""
+    """Error to expect of a commissure, mm: the root mean square on heads that were not learnt from, combined with the
+    spread over test-time augmentations; not-a-number for commissures placed by hand."""
     source: str = "automatic"
     """Where the commissures come from: ``automatic`` or ``landmarks``."""
 

@@ -1,10 +1,10 @@
 """Affine registration of a head to the template brain by Gauss-Newton.
 
-Both are seen through their local contrast: how much brighter a place is than its surroundings, in units of
-their variation, so that bias fields, bright scalp and dim coils do not lead the fit. The template's value at
-a point is predicted from the head's by a smooth gain and a quadratic; what cannot be predicted is what a
-better pose must explain. Predicting the template, and not the head, keeps the pose from drifting into air, where
-a constant image would be predicted perfectly. Tukey weights leave out what the two heads do not share.
+Both images are replaced by their local contrast: how much brighter a place is than its surroundings, in units of
+their variation. Bias fields, bright scalp and distant coils then do not dominate the fit. The template's value at a
+point is predicted from the head's by a smooth gain and a quadratic, and the pose is moved until the residual is least.
+The template is predicted, and not the head, because otherwise the pose would drift into air, where a constant image
+is predicted perfectly. Tukey weights leave out what the two heads do not share.
 """
 
 from functools import partial
@@ -18,18 +18,18 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from scipy import ndimage
 
-from hypodask.resample import gather
+from hypodask.image.resampling import gather
 
-ARM_MM = 70.0
-"""Radius of a brain: scales rotations and stretches so that every parameter moves its rim by about 1 mm."""
+_ARM_MM = 70.0
+"""Radius of a brain: scales rotations and stretches so that every parameter moves its surface by about 1 mm."""
 
 CONTRAST_MM = 8.0
 """Reach of the local contrast: larger than cortex is thick, smaller than bias fields are smooth."""
 
-FAINT = 0.05
+_FAINT = 0.05
 """Added to the local deviation, in units of white matter, so that noise in air stays small."""
 
-TUKEY = 4.685
+_TUKEY = 4.685
 """Residuals beyond this many robust standard deviations weigh nothing (95 % efficiency for Gaussian noise)."""
 
 
@@ -39,7 +39,7 @@ class Moving(NamedTuple):
     data: Float[Array, "i j k"]
     """Local contrast."""
     seen: Float[Array, "i j k"]
-    """1 inside the scan's field of view, 0 outside; what was not seen cannot disagree."""
+    """1 inside the scan's field of view, 0 outside: there the images are not compared."""
     vox_from_scanner: Float[Array, "4 4"]
 
 
@@ -61,25 +61,25 @@ class Fit(NamedTuple):
     """Correlation of the template with its prediction from the head, 0 to 1."""
 
 
-SORTED = 4096
-"""Residuals, at least, of which the robust standard deviation is taken; known to about 2 %."""
+_SORTED = 4096
+"""At least so many residuals are sorted for the robust standard deviation, which is then known to about 2 %."""
 
-SETTLED_MM = 0.02
-"""A step that moves the brain's rim by less is the last."""
+_CONVERGED_MM = 0.02
+"""A step that moves the brain's surface by less is the last."""
 
-LONGEST_MM = 12.0
-"""A longer step at the brain's rim leaves the region where the image is linear."""
+_LONGEST_MM = 12.0
+"""Longer steps, on the surface of the brain, are shortened: beyond, the image is not linear."""
 
 
-def generators() -> Float[Array, "12 4 4"]:
+def _generators() -> Float[Array, "12 4 4"]:
     """Directions in which an affine can move: 3 shifts, 3 rotations, 1 scale, then 5 stretches and shears."""
     zero = jnp.zeros((12, 4, 4))
     shifts = zero.at[jnp.arange(3), jnp.arange(3), 3].set(1.0)
     turns = [(1, 2), (2, 0), (0, 1)]
     for number, (a, b) in enumerate(turns):
-        shifts = shifts.at[3 + number, a, b].set(-1 / ARM_MM).at[3 + number, b, a].set(1 / ARM_MM)
-        shifts = shifts.at[9 + number, a, b].set(1 / ARM_MM).at[9 + number, b, a].set(1 / ARM_MM)
-    diagonals = jnp.array([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]) / ARM_MM
+        shifts = shifts.at[3 + number, a, b].set(-1 / _ARM_MM).at[3 + number, b, a].set(1 / _ARM_MM)
+        shifts = shifts.at[9 + number, a, b].set(1 / _ARM_MM).at[9 + number, b, a].set(1 / _ARM_MM)
+    diagonals = jnp.array([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]) / _ARM_MM
     return shifts.at[jnp.arange(6, 9)[:, None], jnp.arange(3), jnp.arange(3)].set(diagonals)
 
 
@@ -109,7 +109,7 @@ def local_contrast(
     blur = partial(ndimage.gaussian_filter, sigma=reach_mm / spacing_mm, mode="constant", truncate=3.0)
     count = blur(seen) + 1e-6
     above = (data - blur(data * seen) / count) * seen
-    contrast: ndarray = above / (np.sqrt(blur(above**2) / count) + FAINT)
+    contrast: ndarray = above / (np.sqrt(blur(above**2) / count) + _FAINT)
     return contrast.astype(np.float32)
 
 
@@ -126,13 +126,13 @@ def register(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]
     freedom
         6 rigid, 7 with size, 12 affine.
     steps
-        Gauss-Newton steps at most; a step shorter than ``SETTLED_MM`` is the last.
+        Gauss-Newton steps at most; a step shorter than ``_CONVERGED_MM`` is the last.
     """
-    directions = generators()[:freedom]
+    directions = _generators()[:freedom]
 
-    def unsettled(state: tuple[Array, Array, Array]) -> Array:
+    def unconverged(state: tuple[Array, Array, Array]) -> Array:
         _, length_mm, taken = state
-        return (length_mm > SETTLED_MM) & (taken < steps)
+        return (length_mm > _CONVERGED_MM) & (taken < steps)
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         pose, _, taken = state
@@ -141,11 +141,11 @@ def register(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]
         damping = 1e-3 * jnp.diag(jnp.diag(normal)) + 1e-6 * jnp.trace(normal) * jnp.eye(len(normal))
         move = jnp.linalg.solve(normal + damping, slopes @ (weights * residual))[:freedom]
         length_mm = jnp.linalg.norm(move)
-        move = move * jnp.minimum(1.0, LONGEST_MM / (length_mm + 1e-9))
+        move = move * jnp.minimum(1.0, _LONGEST_MM / (length_mm + 1e-9))
         return _moved(pose, move, fixed, directions), length_mm, taken + 1
 
-    pose, _, _ = jax.lax.while_loop(unsettled, step, (scanner_from_mni, jnp.array(jnp.inf), jnp.array(0)))
-    return Fit(pose, explained(moving, fixed, pose))
+    pose, _, _ = jax.lax.while_loop(unconverged, step, (scanner_from_mni, jnp.array(jnp.inf), jnp.array(0)))
+    return Fit(pose, _explained(moving, fixed, pose))
 
 
 @partial(jax.jit, static_argnames=("freedom", "steps"))
@@ -155,7 +155,7 @@ def register_from(moving: Moving, fixed: Fixed, starts: Float[Array, "start 4 4"
 
 
 @jax.jit
-def explained(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]) -> Float[Array, ""]:
+def _explained(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]) -> Float[Array, ""]:
     """Correlation of the template with what the head predicts of it at a pose, 0 to 1."""
     values, _, weights = _sample(moving, fixed, scanner_from_mni)
     predictors = _predictors(values, fixed)
@@ -177,7 +177,7 @@ def _moved(pose: Array, move: Array, fixed: Fixed, directions: Array) -> Array:
 def _exponential(matrix: Array) -> Float[Array, "4 4"]:
     """Matrix exponential of a small move, by its series; jax.scipy's takes seconds to compile.
 
-    The linear part of a move of ``LONGEST_MM`` is at most 0.3, so eight terms leave 1e-9.
+    The linear part of a move of ``_LONGEST_MM`` is at most 0.3, so eight terms leave 1e-9.
     """
     total = jnp.eye(4)
     for order in range(8, 0, -1):
@@ -208,11 +208,11 @@ def _predictors(values: Array, fixed: Fixed) -> Float[Array, "6 n"]:
 
 def _position(fixed: Fixed) -> Float[Array, "3 n"]:
     """Place in the brain, about -1 to 1."""
-    return (fixed.points_mm - _middle(fixed)[:, None]) / ARM_MM
+    return (fixed.points_mm - _middle(fixed)[:, None]) / _ARM_MM
 
 
 def _solve(predictors: Array, values: Array, weights: Array) -> Float[Array, "6"]:
-    """Coefficients of the weighted least squares prediction, hardly damped."""
+    """Coefficients of the weighted least squares prediction, with a little damping."""
     normal = (predictors * weights) @ predictors.T
     normal = normal + 1e-5 * jnp.trace(normal) * jnp.eye(len(normal))
     return jnp.linalg.solve(normal, predictors @ (weights * values))
@@ -224,7 +224,7 @@ def _linearize(moving: Moving, fixed: Fixed, pose: Array, directions: Array) -> 
     predictors = _predictors(values, fixed)
     coefficients = _solve(predictors, fixed.values, weights)
     residual = fixed.values - coefficients @ predictors
-    weights = weights * jnp.clip(1 - (residual / (TUKEY * _deviation(residual))) ** 2, 0.0) ** 2
+    weights = weights * jnp.clip(1 - (residual / (_TUKEY * _deviation(residual))) ** 2, 0.0) ** 2
     gain = coefficients[0] + 2 * coefficients[1] * values + coefficients[2:5] @ _position(fixed)
     along = gain * _slopes_along(moving.vox_from_scanner[:3, :3].T @ slope_vox, fixed, pose, directions)
     return residual, jnp.concatenate([along, predictors]), weights
@@ -232,7 +232,7 @@ def _linearize(moving: Moving, fixed: Fixed, pose: Array, directions: Array) -> 
 
 def _deviation(residual: Array) -> Float[Array, ""]:
     """Robust standard deviation of a sample spread over the brain; to sort all residuals costs more than the rest."""
-    sample = residual[:: max(1, len(residual) // SORTED)]
+    sample = residual[:: max(1, len(residual) // _SORTED)]
     return 1.4826 * jnp.median(jnp.abs(sample)) + 1e-6
 
 

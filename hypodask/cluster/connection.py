@@ -19,42 +19,45 @@ from distributed.comm.core import connect
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 
-from hypodask.errors import ClusterError
+from hypodask.core.errors import ClusterError
 
-Value = TypeVar("Value")
+AnyCluster = Client | str | None
+"""How users say where to run: a client of Dask, the address of a scheduler, or nothing."""
 
-WORKER_BYTES = 3 * 2**30
-"""Memory that a worker is taken to need; an estimate, not a measurement."""
+_Value = TypeVar("_Value")
 
-ALLOWED_DEATHS = 0
-"""Every scan that was on a worker as it died is suspect at once: it is set aside and later tried alone."""
+_WORKER_BYTES = 3 * 2**30
+"""Memory for one worker; an estimate, not a measurement."""
+
+_ALLOWED_DEATHS = 0
+"""If a worker dies, each of its scans is set aside at once, and tried alone later."""
 
 LOST_WORKER = "distributed.deploy.lost-worker-timeout"
 
 RESTART_SECONDS = 600
-"""How long a worker started here may be away before its place is given up: a new process has to import JAX, which on a
-busy machine or a slow disk takes longer than Dask's own 15 seconds. Without workers a run would wait for ever."""
+"""How long a worker on this machine may take to restart before Dask gives it up. A new process has to import JAX, which
+takes longer than Dask's own 15 seconds on a busy machine or a slow disk. Without workers a run would wait for ever."""
 
-CONNECT_SECONDS = 30
-"""How long a scheduler may take to let a connection in, and again to say who it is."""
+_CONNECT_SECONDS = 30
+"""How long a scheduler may take to accept a connection, and again to answer."""
 
-ADDRESS_ADVICE = "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786 or tls://10.0.0.1:8786"
+_ADDRESS_ADVICE = "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786 or tls://10.0.0.1:8786"
 
-CERTIFICATE_ADVICE = (
+_CERTIFICATE_ADVICE = (
     "name the files of its certificate by DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
     "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY, "
     "and see that the scheduler is there"
 )
 
 
-UNGUARDED = (
+_UNGUARDED = (
     'the script {script} calls hypodask outside of `if __name__ == "__main__":`; workers on this machine are new '
     "processes that import the script, so it would start itself again in each of them: put what the script does under "
     "that line, as in the README, or give client= a cluster that is running"
 )
 
 
-NOT_STARTED = (
+_NOT_STARTED = (
     "workers could not be started on this machine ({cause!r}). They are new processes that import the script which "
     "called hypodask: see that nothing in it ends or fails as it is imported, and that what it does is under "
     '`if __name__ == "__main__":`, as in the README'
@@ -70,19 +73,19 @@ def has_client() -> bool:
 
 
 def refuse_unguarded_script() -> None:
-    """Stop, before anything is started or written, a script that would start itself again in each of its workers.
+    """Stop a script that would start itself again in each of its workers, before anything is started or written.
 
     Raises
     ------
     ClusterError
-        If this process is such a worker, or the script that runs here would make it so.
+        If this process is such a worker, or if this script would start such workers.
     """
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise ClusterError(UNGUARDED.format(script=script or "that started this process"))
+        raise ClusterError(_UNGUARDED.format(script=script or "that started this process"))
     module = getattr(getattr(main, "__spec__", None), "name", "")
-    # New processes import neither what was typed in nor the __main__.py of a package.
+    # New processes import neither code that was typed in nor the __main__.py of a package.
     if script is None or module.endswith("__main__"):
         return
     if not module and not Path(script).exists():
@@ -92,11 +95,11 @@ def refuse_unguarded_script() -> None:
         )
     line = _line_of_main(script)
     if line and not _is_guarded(script, line):
-        raise ClusterError(UNGUARDED.format(script=script))
+        raise ClusterError(_UNGUARDED.format(script=script))
 
 
 def _line_of_main(script: str) -> int:
-    """The line of a script's own body that led here; 0 where it was not its body."""
+    """The line of a script, outside of all functions, from which this was called; 0 if there is none."""
     frame = inspect.currentframe()
     while frame is not None:
         is_body = frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
@@ -107,7 +110,7 @@ def _line_of_main(script: str) -> int:
 
 
 def _is_guarded(script: str, line: int) -> bool:
-    """Whether a line runs in the script alone: below a test of ``__name__``, or after one that may end an import."""
+    """Whether a line is below or after a test of ``__name__``, so that it does not run when the script is imported."""
     try:
         body = ast.parse(Path(script).read_bytes()).body
     except (OSError, SyntaxError, ValueError):
@@ -123,8 +126,8 @@ def _is_guarded(script: str, line: int) -> bool:
 
 
 @contextmanager
-def reached_cluster(client: Client | str | None, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
-    """A client, and the number of workers that were started here for it (0 on a cluster of the user's)."""
+def reached_cluster(client: AnyCluster, workers: int | None, jobs: int) -> Iterator[tuple[Client, int]]:
+    """A client, and how many workers were started on this machine for it (0 on a cluster of the user)."""
     if isinstance(client, str):
         with _reached(client) as found:
             yield found, 0
@@ -142,8 +145,8 @@ def reached_cluster(client: Client | str | None, workers: int | None, jobs: int)
 
 @contextmanager
 def _started(count: int) -> Iterator[LocalCluster]:
-    """Workers on this machine, each a process of its own."""
-    # JAX and fork deadlock; and the first of several processes takes nearly all the memory of a GPU, if there is one.
+    """Workers on this machine, each of them a process."""
+    # JAX can deadlock in forked processes. And the first of several processes would take nearly all memory of a GPU.
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn", LOST_WORKER: RESTART_SECONDS}):
         try:
             cluster = LocalCluster(
@@ -151,18 +154,18 @@ def _started(count: int) -> Iterator[LocalCluster]:
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False, "allowed_failures": ALLOWED_DEATHS},
+                scheduler_kwargs={"dashboard": False, "allowed_failures": _ALLOWED_DEATHS},
                 silence_logs=logging.CRITICAL,
                 env={"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
             )
         except RuntimeError as err:
-            raise ClusterError(NOT_STARTED.format(cause=_first_cause(err))) from None
+            raise ClusterError(_NOT_STARTED.format(cause=_first_cause(err))) from None
         with cluster:
             yield cluster
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What an error goes back to; Dask wraps one in another for every layer."""
+    """The first error in a chain of errors; each layer of Dask wraps the error of the one below."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error
@@ -170,19 +173,19 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def workers_here(jobs: int, workers: int | None) -> int:
     """How many workers are started on this machine."""
-    return min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)))
+    return min(jobs, workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // _WORKER_BYTES)))
 
 
 @contextmanager
 def _reached(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address."""
     try:
-        # A client that fails stays half open, and whatever collects it later may wait for its own lock, for ever.
+        # A client that fails to connect stays half open, and may block for ever when it is garbage-collected.
         LoopRunner().run_sync(_knock, address)
-        client = Client(address, timeout=CONNECT_SECONDS)
-    # A TypeError is what Dask has where it knows no certificate.
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    # Dask raises a TypeError if it knows no certificate.
     except (OSError, TypeError, ValueError) as err:
-        advice = CERTIFICATE_ADVICE if address.startswith("tls://") else ADDRESS_ADVICE
+        advice = _CERTIFICATE_ADVICE if address.startswith("tls://") else _ADDRESS_ADVICE
         said = str(err) or type(err).__name__
         raise ClusterError(f"no Dask scheduler answers at {address!r} ({said}); {advice}") from err
     with client:
@@ -190,15 +193,15 @@ def _reached(address: str) -> Iterator[Client]:
 
 
 async def _knock(address: str) -> None:
-    """Connect as a client would, and leave; fails as that fails, in bounded time."""
+    """Connect as a client would, and disconnect; fails in bounded time if a client would fail."""
     certificate = Security().get_connection_args("client")
-    # Dask's own limit is on the connection, not on what is said first.
-    greeted = connect(address, timeout=CONNECT_SECONDS, **certificate)
-    (await asyncio.wait_for(greeted, 2 * CONNECT_SECONDS)).abort()
+    # Dask's own limit is for the connection, not for the first message.
+    greeted = connect(address, timeout=_CONNECT_SECONDS, **certificate)
+    (await asyncio.wait_for(greeted, 2 * _CONNECT_SECONDS)).abort()
 
 
 def workers_of(client: Client, having: str | None = None) -> dict[str, int]:
-    """Threads of every worker, or of those that have a resource, by its address."""
+    """Threads of every worker, or of every worker that has a resource, by the address of the worker."""
     try:
         if having is None:
             return {str(address): int(threads) for address, threads in client.nthreads().items()}
@@ -208,14 +211,18 @@ def workers_of(client: Client, having: str | None = None) -> dict[str, int]:
     return {str(address): int(one["nthreads"]) for address, one in known.items() if having in one["resources"]}
 
 
-def side_of(client: Client) -> str | None:
-    """Which resource the tasks of scans need: ``CPU`` where others have the networks run on GPUs for them."""
+def resource_for_scans(client: Client) -> str | None:
+    """Dask resource that a worker must have to process scans, or None if any worker will do.
+
+    It is ``CPU`` if the cluster has workers with the resource ``CPU`` and others with the resource ``GPU``, which then
+    run the networks. This asks the scheduler, and raises ``ClusterError`` if it is gone.
+    """
     return "CPU" if workers_of(client, "GPU") and workers_of(client, "CPU") else None
 
 
 def submit(
-    client: Client, on: str | None, function: Callable[..., Value], *args: Any, **options: Any
-) -> "Future[Value]":
-    """Send off a call that needs one of a resource; with ``None`` any worker will do."""
+    client: Client, on: str | None, function: Callable[..., _Value], *args: Any, **options: Any
+) -> "Future[_Value]":
+    """Submit a call to a worker that has the resource ``on``; ``None``: to any worker."""
     needs = {} if on is None else {"resources": {on: 1}}
     return client.submit(function, *args, pure=False, **needs, **options)

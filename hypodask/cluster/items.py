@@ -1,63 +1,63 @@
-"""Any function of any items on a cluster; keeps no journal."""
+"""Any function of any items on a cluster; it keeps no journal."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from distributed import Client, KilledWorker
+from distributed import KilledWorker
 
-from hypodask.cluster.connection import reached_cluster
-from hypodask.cluster.networks import Networks, registered
-from hypodask.cluster.window import KILLED, Landed, Window, landing
+from hypodask.cluster.connection import AnyCluster, reached_cluster
+from hypodask.cluster.networks import NetworksPlugin, registered
+from hypodask.cluster.window import KILLED, Window, completed_jobs
 from hypodask.cluster.work import persistent
-from hypodask.errors import ClusterError
+from hypodask.core.errors import ClusterError
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Item, Value]):
-    """What became of one item: a value, or the error that took its place."""
+class Outcome(Generic[_Item, _Value]):
+    """The result of one item: a value, or the error that took its place."""
 
-    item: Item
-    value: Value | None = None
+    item: _Item
+    value: _Value | None = None
     error: Exception | None = None
 
-    def get(self) -> Value:
-        """The value; raises the error where there is one."""
+    def get(self) -> _Value:
+        """The value; raises the error if there is one."""
         if self.error is not None:
             raise self.error
-        return cast(Value, self.value)
+        return cast(_Value, self.value)
 
 
 def each(
-    function: Callable[[Item], Value],
-    items: Iterable[Item],
+    function: Callable[[_Item], _Value],
+    items: Iterable[_Item],
     *,
-    client: Client | str | None = None,
+    client: AnyCluster = None,
     workers: int | None = None,
     window: int | None = None,
-) -> Iterator[Outcome[Item, Value]]:
+) -> Iterator[Outcome[_Item, _Value]]:
     """Call a function with every item, anywhere that Dask runs.
 
     Parameters
     ----------
     function
-        Importable by the workers. An ``OSError`` is tried again, any other error is not. It writes what is large and
-        returns what is small: values pass through this process.
+        The workers must be able to import it. After an ``OSError`` it is called again, after any other error not. It
+        should write large results and return small ones, because values pass through this process.
     items
         Small descriptions, such as paths.
     client, workers, window
-        As for :func:`process`; nothing is started where there are no items.
+        As for :func:`process`; nothing is started if there are no items.
 
     Yields
     ------
     Outcome
-        One for every item, in the order in which they come in. An item that failed, or killed its worker each time it
-        was tried, is an outcome with an error, and stops no other.
+        One for every item, in the order in which they are completed. An item that failed, or that killed its worker
+        each time it was tried, is an outcome with an error, and stops no other item.
 
     Raises
     ------
@@ -72,20 +72,24 @@ def each(
     numbered = [_Numbered(number, item) for number, item in enumerate(items)]
     if not numbered:
         return
-    nothing = Networks(None, None, {})
+    no_networks = NetworksPlugin(None, None, {})
     with (
-        reached_cluster(client, workers, len(numbered)) as (connected, ours),
-        registered(connected, nothing.sharing(ours)),
+        reached_cluster(client, workers, len(numbered)) as (connected, started),
+        registered(connected, no_networks.sharing(started)),
     ):
-        task = partial(_answer, function)
-        for landed in landing(connected, numbered, task, Window(connected, window)):
-            if landed is not None:
-                yield _outcome(landed)
+        for completed in completed_jobs(connected, numbered, partial(_answer, function), Window(connected, window)):
+            if completed is None:
+                continue
+            item, error = completed.job.item, completed.error
+            if error is None:
+                yield Outcome(item, completed.value.value, completed.value.error)
+            else:
+                yield Outcome(item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """An item, named by its number."""
+    """An item with its number, which names its task."""
 
     number: int
     item: Any
@@ -95,7 +99,7 @@ class _Numbered:
 
 
 def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any, Any]:
-    """Run in a worker; no error leaves it."""
+    """Run in a worker: the outcome of an item, which holds any error."""
 
     def outcome() -> Outcome[Any, Any]:
         try:
@@ -107,10 +111,3 @@ def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any,
 
     answer, _ = persistent(outcome)
     return Outcome(None, error=answer) if isinstance(answer, OSError) else answer
-
-
-def _outcome(landed: Landed) -> Outcome[Any, Any]:
-    item, error = landed.job.item, landed.error
-    if error is None:
-        return Outcome(item, landed.value.value, landed.value.error)
-    return Outcome(item, error=ClusterError(KILLED) if isinstance(error, KilledWorker) else error)

@@ -1,50 +1,52 @@
-"""Every scan of a cohort: what is missing is done, each row kept as it comes in, and the results written.
+"""Process every scan of a cohort: only what is missing is done, each row is kept at once, and the results are written.
 
-Which scans those are is decided in :mod:`hypodask.planning`.
+Which scans these are is decided in :mod:`hypodask.study.planning`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import isnan
 from typing import Any
 
-import pandas as pd
 import xarray as xr
 from distributed import Client, KilledWorker
 
-from hypodask.accounts import at_work, kept_record
 from hypodask.cluster.connection import (
+    AnyCluster,
     has_client,
     reached_cluster,
     refuse_unguarded_script,
-    side_of,
+    resource_for_scans,
     workers_here,
     workers_of,
 )
-from hypodask.cluster.networks import Load, Models, Networks, registered
-from hypodask.cluster.window import KILLED, Landed, Task, Window, landing
-from hypodask.cluster.work import Treat, failed_row, treat_job
-from hypodask.cohort import Cohort
-from hypodask.dataset import assemble, check_columns, finalise, open_results, save_cohort, tables_are_whole
-from hypodask.errors import ResultsError
-from hypodask.journal import Journal, drop_legacy_parts, of_this_method, read_journal
-from hypodask.leases import PATIENCE_SECONDS, RESULTS, Lease, held
-from hypodask.location import Location, writing
+from hypodask.cluster.networks import Load, Models, NetworksPlugin, registered
+from hypodask.cluster.window import KILLED, Completed, Window, completed_jobs
+from hypodask.cluster.work import Method, failed_row, process_job
+from hypodask.core.errors import ResultsError
+from hypodask.core.progress import Progress
+from hypodask.files.leases import PATIENCE_SECONDS, RESULTS, Lease, held
+from hypodask.files.location import Location, writing
 from hypodask.pipeline import load_models, made_by, process_scan
-from hypodask.planning import Job, Only, Plan, decide, planned
-from hypodask.progress import Progress
+from hypodask.storage.journal import Journal, drop_legacy_parts, of_this_method, read_journal
+from hypodask.storage.manifest import tables_are_whole
+from hypodask.study.cohort import Cohort
+from hypodask.study.planning import Job, Only, Plan, decide, planned
+from hypodask.study.results import assemble, check_columns, finalise, open_results, save_cohort
+from hypodask.study.runs import at_work, kept_record
 
-TIME_LIMIT = 1800.0
-"""Seconds that a scan may take: some hundred times what it takes."""
+_TIME_LIMIT = 1800.0
+"""Seconds that a scan may take: some hundred times as long as it usually takes."""
 
-INTERRUPTED = "interrupted; what was done is kept: make the same call again to go on where it stopped"
+_INTERRUPTED = "interrupted; what was done is kept: make the same call again to go on where it stopped"
 
 
 def process(
     cohort: Cohort,
     url: str,
-    client: Client | str | None = None,
+    client: AnyCluster = None,
     *,
     workers: int | None = None,
     models: Models = None,
@@ -52,14 +54,13 @@ def process(
     progress: bool = True,
     retry_failed: bool = False,
     only: Only | None = None,
-    time_limit: float | None = TIME_LIMIT,
-    treat: Treat = process_scan,
-    load: Load = load_models,
+    time_limit: float | None = _TIME_LIMIT,
+    **deprecated: Any,
 ) -> xr.Dataset:
     """Process every scan of a cohort that is not processed yet, and return the results of all.
 
-    A script that lets this start its own workers needs ``if __name__ == "__main__":`` around the call,
-    since they are new processes that import the script.
+    A script that lets this function start its own workers needs ``if __name__ == "__main__":`` around the call, because
+    workers are new processes that import the script.
 
     Parameters
     ----------
@@ -68,43 +69,40 @@ def process(
     url
         Output folder, or URL of an object store. The workers must reach it, and the scans, by the same name.
     client
-        Any Dask cluster: SLURM, Kubernetes, a cloud; or the address of its scheduler. By default the
-        current client, else workers are started on this machine, one process per core, and stopped at the end.
+        Any Dask cluster: SLURM, Kubernetes, a cloud; or the address of its scheduler. By default the current client. If
+        there is none, workers are started on this machine, one process per core, and stopped at the end.
     workers
         How many to start here; without effect on a given client.
     models
         Name or path of weights, or several; by default the networks that come with hypodask.
     window
-        Tasks in flight at a time; by default two per worker thread and a few. A task is one scan, or several where
-        they take far less than a second.
+        Tasks on the cluster at a time; by default two per worker thread and a few more. A task is one scan, or several
+        if each takes far less than a second.
     progress
-        Show done, failed, left, rate and time left.
+        Show how many scans are done, failed and left, the rate and the remaining time.
     retry_failed
         Also try scans again that were refused or set aside before.
     only
-        ``"failed"`` keeps to the scans that have a failed row, whatever the reason.
+        ``"failed"``: process only the scans that have a failed row, whatever the reason.
     time_limit
-        Seconds that a scan may take. One that takes longer becomes a failed row; its worker process is ended, and its
-        nanny starts another. ``None`` for no limit.
-    treat
-        ``treat(path, *, scan, out, store, models, stamp) -> Row``, importable by the workers; ``landmarks`` is given
-        too for a scan that has some. A done-mark that holds this ``stamp`` and the ``row`` is taken for the row itself
-        where that was lost on its way.
-    load
-        Called once in each worker with ``models``; what it returns is given to ``treat``.
+        Seconds that a scan may take. A scan that takes longer becomes a failed row; its worker process is ended, and
+        its nanny starts another. ``None`` for no limit.
+    **deprecated
+        ``treat`` and ``load``, which earlier versions took, still work and give a ``DeprecationWarning``: another
+        method for one scan, and another function that loads its networks.
 
     Returns
     -------
     xr.Dataset
-        See :func:`hypodask.dataset.assemble`; also written into ``url``.
+        See :func:`hypodask.study.results.assemble`; also written into ``url``.
 
     Raises
     ------
     CohortError
         If the cohort has a column with the name of a result.
     ClusterError
-        If a participant is being removed from ``url``, or the cluster or the output is lost meanwhile; then call it
-        again. Also where a script without ``if __name__ == "__main__":`` would start itself again in each worker.
+        If a participant is being removed from ``url``, or if the cluster or the output is lost meanwhile; then call
+        again. Also if a script without ``if __name__ == "__main__":`` would start itself again in each worker.
     ModelError
         If weights cannot be loaded.
     LocationError, OutputError
@@ -114,64 +112,51 @@ def process(
 
     Notes
     -----
-    Any number of calls may work into one ``url`` at a time: a scan that another call has is waited for, and taken from
-    its store; each call has journal parts of its own; the results are written by one after the other.
+    Any number of calls may work into one ``url`` at the same time. If another call has a scan, this call waits for it
+    and takes the row from its store. Each call writes its own parts of the journal. The results are written by one call
+    after the other.
     """
-    check_columns(cohort.table)
-    if client is None and not has_client():
-        refuse_unguarded_script()
-    place = Location(url)
-    networks = Networks.asked_for(models, load)
-    with _going_on(), at_work(place) as run:
-        with held(place, RESULTS, patience=PATIENCE_SECONDS), writing(place):
-            save_cohort(place.url, cohort.table)
-        journal = read_journal(place.url)
-        decisions = decide(cohort, place.url, journal, made_by(networks.key), retry_failed=retry_failed, only=only)
-        if jobs := [decision.job for decision in decisions if decision.runs]:
-            with (
-                Progress(len(cohort), **_earlier(cohort, journal, jobs), shown=progress) as bar,
-                reached_cluster(client, workers, len(jobs)) as (connected, ours),
-                registered(connected, networks.sharing(ours)) as plugin,
-                kept_record(place.url, len(jobs), networks.key, workers_of(connected)),
-            ):
-                task = partial(treat_job, treat, place.url, plugin, time_limit)
-                _work_off(connected, place.url, jobs, task, bar, run, window)
-        return _written(place, cohort, run)
-
-
-@contextmanager
-def _going_on() -> Iterator[None]:
-    """Say to whoever interrupts a run that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt as err:
-        err.add_note(INTERRUPTED)
-        raise
+    return _process(
+        cohort,
+        url,
+        client,
+        workers=workers,
+        models=models,
+        window=window,
+        progress=progress,
+        retry_failed=retry_failed,
+        only=only,
+        time_limit=time_limit,
+        **_renamed(deprecated, "process"),
+    )
 
 
 def plan(
     cohort: Cohort,
     url: str,
-    client: Client | str | None = None,
+    client: AnyCluster = None,
     *,
     workers: int | None = None,
     models: Models = None,
     retry_failed: bool = False,
     only: Only | None = None,
     pilot: int = 0,
-    treat: Treat = process_scan,
-    load: Load = load_models,
+    **deprecated: Any,
 ) -> Plan:
     """What :func:`process` would do with the same arguments, and how long it would take.
 
-    Nothing is started and nothing written but for a pilot. The estimate is from the scans that were done in this output
-    before, the pilot's among them.
+    Nothing is started and nothing is written, except for a pilot. The estimate is made from the scans that were done in
+    this output before, those of the pilot included.
 
     Parameters
     ----------
+    cohort, url, client, workers, models, retry_failed, only
+        As for :func:`process`.
     pilot
-        Process this many of the scans first, from the first to the last of the cohort; their results are kept, and the
-        call proper will not do them again.
+        Process so many of the scans first, evenly spread over the cohort. Their results are kept, so that
+        :func:`process` does not do them again.
+    **deprecated
+        As for :func:`process`.
 
     Returns
     -------
@@ -183,33 +168,137 @@ def plan(
     CohortError, ClusterError, ModelError, LocationError, OutputError, StoreError
         As :func:`process` does.
     """
+    return _plan(
+        cohort,
+        url,
+        client,
+        workers=workers,
+        models=models,
+        retry_failed=retry_failed,
+        only=only,
+        pilot=pilot,
+        **_renamed(deprecated, "plan"),
+    )
+
+
+def _renamed(deprecated: dict[str, Any], caller: str) -> dict[str, Any]:
+    """Keywords of an earlier version by their present names.
+
+    Raises
+    ------
+    TypeError
+        If there are others.
+    """
+    names = {"treat": "method", "load": "load"}
+    if unknown := sorted(deprecated.keys() - names.keys()):
+        raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
+    if deprecated:
+        warnings.warn(
+            f"{' and '.join(sorted(deprecated))} of hypodask.{caller}() will be removed; to call a function of your "
+            "own for each scan use hypodask.cluster.each",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return {names[name]: value for name, value in deprecated.items()}
+
+
+def _process(
+    cohort: Cohort,
+    url: str,
+    client: AnyCluster = None,
+    *,
+    workers: int | None = None,
+    models: Models = None,
+    window: int | None = None,
+    progress: bool = True,
+    retry_failed: bool = False,
+    only: Only | None = None,
+    time_limit: float | None = _TIME_LIMIT,
+    method: Method = process_scan,
+    load: Load = load_models,
+) -> xr.Dataset:
+    """:func:`process`, with any method for one scan. A done-mark with the stamp and the row replaces a lost row."""
+    check_columns(cohort.table)
+    if client is None and not has_client():
+        refuse_unguarded_script()
+    place = Location(url)
+    networks = NetworksPlugin.asked_for(models, load)
+    with _interruptible(), at_work(place) as run:
+        with held(place, RESULTS, patience=PATIENCE_SECONDS), writing(place):
+            save_cohort(place.url, cohort.table)
+        journal = read_journal(place.url)
+        decisions = decide(cohort, place.url, journal, made_by(networks.key), retry_failed=retry_failed, only=only)
+        if jobs := [decision.job for decision in decisions if decision.runs]:
+            up_to_date = set(cohort.table["scan"]) - {job.entry.scan for job in jobs}
+            # With only="failed", other scans may have no row yet.
+            status = journal.reindex(index=list(up_to_date), columns=["status"])["status"]
+            earlier = {name: int((status == name).sum()) for name in ("done", "failed")}
+            with (
+                Progress(len(cohort), **earlier, shown=progress) as bar,
+                reached_cluster(client, workers, len(jobs)) as (connected, started),
+                registered(connected, networks.sharing(started)) as plugin,
+                kept_record(place.url, len(jobs), networks.key, workers_of(connected)),
+            ):
+                task = partial(process_job, method, place.url, plugin, time_limit)
+                _run_jobs(connected, place.url, jobs, task, bar, run, window)
+        return _write_results(place, cohort, run)
+
+
+def _plan(
+    cohort: Cohort,
+    url: str,
+    client: AnyCluster = None,
+    *,
+    workers: int | None = None,
+    models: Models = None,
+    retry_failed: bool = False,
+    only: Only | None = None,
+    pilot: int = 0,
+    method: Method = process_scan,
+    load: Load = load_models,
+) -> Plan:
+    """:func:`plan`, with any method for one scan."""
     check_columns(cohort.table)
     if client is None and pilot and not has_client():
         refuse_unguarded_script()
     place = Location(url)
-    networks = Networks.asked_for(models, load)
+    networks = NetworksPlugin.asked_for(models, load)
     decided = partial(decide, cohort, place.url, made_by=made_by(networks.key), retry_failed=retry_failed, only=only)
     journal = read_journal(place.url)
     decisions = decided(journal)
-    jobs = _spread([decision.job for decision in decisions if decision.runs], pilot)
+    jobs = [decision.job for decision in decisions if decision.runs]
+    # The pilot's scans are evenly spread, from the first to the last.
+    pilot = min(pilot, len(jobs))
+    jobs = [jobs[index * len(jobs) // pilot] for index in range(pilot)]
     if not jobs and client is None:
         return planned(decisions, journal, workers_here(len(cohort), workers))
-    with reached_cluster(client, workers, len(cohort)) as (connected, ours):
+    with reached_cluster(client, workers, len(cohort)) as (connected, started):
         threads = sum(workers_of(connected).values())
         if not jobs:
             return planned(decisions, journal, threads)
         with (
-            _going_on(),
+            _interruptible(),
             at_work(place) as run,
             Progress(len(jobs), shown=False) as bar,
-            registered(connected, networks.sharing(ours)) as plugin,
+            registered(connected, networks.sharing(started)) as plugin,
         ):
-            _work_off(connected, place.url, jobs, partial(treat_job, treat, place.url, plugin, TIME_LIMIT), bar, run)
+            task = partial(process_job, method, place.url, plugin, _TIME_LIMIT)
+            _run_jobs(connected, place.url, jobs, task, bar, run)
     journal = read_journal(place.url)
     return planned(decided(journal), journal, threads)
 
 
-def _work_off(
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Tell a user who interrupts a run that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as err:
+        err.add_note(_INTERRUPTED)
+        raise
+
+
+def _run_jobs(
     client: Client,
     out: str,
     jobs: list[Job],
@@ -218,31 +307,39 @@ def _work_off(
     run: Lease,
     window: int | None = None,
 ) -> None:
-    """Have every job treated, and keep the rows in the journal as they come in."""
-    place = Window(client, window, on=side_of(client))
-    _keep_rows(out, _rows(client, jobs, partial(task, place.on is not None), place), bar, run)
+    """Run a task for every job, and write the rows into the journal as they come in."""
+    size = Window(client, window, on=resource_for_scans(client))
+    has_gpu_workers = size.on is not None
+    with Journal(out, check=run.check) as journal:
+        for completed in completed_jobs(client, jobs, partial(task, has_gpu_workers), size):
+            if run.is_lost:
+                run.check()
+            if completed is not None:
+                row = _row(completed)
+                journal.append(row)
+                bar.count(row["status"])
+            journal.flush_if_due()
+            bar.refresh()
 
 
-def _spread(jobs: list[Job], number: int) -> list[Job]:
-    """So many of the jobs, evenly from the first to the last."""
-    number = min(number, len(jobs))
-    return [jobs[index * len(jobs) // number] for index in range(number)]
+def _row(completed: Completed) -> dict[str, Any]:
+    """The row of a job, which may have killed its worker before."""
+    job, error = completed.job, completed.error
+    if error is None:
+        row = completed.value
+    else:
+        row = failed_row(job, error, reason=KILLED if isinstance(error, KilledWorker) else "").as_dict()
+    attempts = 1 if isnan(row["attempts"]) else row["attempts"]
+    return {**row, "stamp": job.stamp, "attempts": attempts + completed.deaths}
 
 
-def _earlier(cohort: Cohort, journal: pd.DataFrame, jobs: list[Job]) -> dict[str, int]:
-    settled = set(cohort.table["scan"]) - {job.entry.scan for job in jobs}
-    # Those that nobody asked for may have no row yet.
-    status = journal.reindex(index=list(settled), columns=["status"])["status"]
-    return {name: int((status == name).sum()) for name in ("done", "failed")}
-
-
-def _written(place: Location, cohort: Cohort, run: Lease) -> xr.Dataset:
-    """The results of a cohort by what the journal says now, written unless that is what is there."""
+def _write_results(place: Location, cohort: Cohort, run: Lease) -> xr.Dataset:
+    """The results of a cohort by what the journal says now; written, unless they are there already."""
     run.check()
     with held(place, RESULTS, patience=PATIENCE_SECONDS) as lease:
         dataset = assemble(cohort.table, of_this_method(read_journal(place.url)))
         with writing(place):
-            # Another call may have written its own since this one began.
+            # Another call may have written its own table since this call began.
             save_cohort(place.url, cohort.table)
         with suppress(ResultsError):
             if open_results(place.url).identical(dataset) and tables_are_whole(place.url):
@@ -251,33 +348,3 @@ def _written(place: Location, cohort: Cohort, run: Lease) -> xr.Dataset:
             finalise(place.url, dataset, check=lease.check)
             drop_legacy_parts(place.url)
     return dataset
-
-
-def _keep_rows(out: str, rows: Iterable[dict[str, Any] | None], bar: Progress, run: Lease) -> None:
-    with Journal(out, check=run.check) as journal:
-        for row in rows:
-            if run.is_lost:
-                run.check()
-            if row is not None:
-                journal.append(row)
-                bar.count(row["status"])
-            journal.flush_if_due()
-            bar.refresh()
-
-
-def _rows(client: Client, jobs: list[Job], task: Task, window: Window) -> Iterator[dict[str, Any] | None]:
-    """The row of each job as it comes in; ``None`` now and then while none does."""
-    for landed in landing(client, jobs, task, window):
-        yield _row(landed) if landed else None
-
-
-def _row(landed: Landed) -> dict[str, Any]:
-    job, error = landed.job, landed.error
-    if error is None:
-        row = landed.value
-    elif isinstance(error, KilledWorker):
-        row = failed_row(job, error, reason=KILLED).as_dict()
-    else:
-        row = failed_row(job, error).as_dict()
-    attempts = 1 if isnan(row["attempts"]) else row["attempts"]
-    return {**row, "stamp": job.stamp, "attempts": attempts + landed.deaths}

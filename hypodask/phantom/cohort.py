@@ -17,44 +17,47 @@ import pandas as pd
 from isal import igzip
 from numpy.random import Generator
 
-from hypodask.errors import CohortError
-from hypodask.location import absolute
+from hypodask.core.errors import CohortError
+from hypodask.core.structures import HEAD_SIZE, MAIN
+from hypodask.files.encoding import to_json
+from hypodask.files.location import Location, absolute
 from hypodask.phantom.head import DEFAULT_OPTIONS, HeadOptions, simulate_head
 from hypodask.phantom.hypothalamus import SCALE_LIMITS
 from hypodask.phantom.imaging import nifti_image
-from hypodask.phantom.outlines import OUTLINES_FOLDER, label_table, outline_file, outline_path
+from hypodask.phantom.label_maps import LABEL_MAPS_FOLDER, label_map_file, label_map_path, label_table
 
 EFFECT_PERCENT = 12.0
 """Atrophy of the patients' hypothalami. The paper found 4 %, which takes hundreds of scans to see; three times
-that shows in thirty."""
+as much shows in thirty."""
 
-SCALE_SD = 0.05
+_SCALE_SD = 0.05
 """SD between subjects of the hypothalamus relative to the head, before any effect."""
 
-SMALLEST_GROUP = 4
+_SMALLEST_GROUP = 4
 """Scans that every group of a study gets before the rest is shared out: three is the least a test can use."""
 
-ICV_MM3 = {"M": 1.56e6, "F": 1.43e6}
-ICV_SD_MM3 = 0.11e6
+_ICV_MM3 = {"M": 1.56e6, "F": 1.43e6}
+_ICV_SD_MM3 = 0.11e6
 """Intracranial volume by sex; over both sexes the mean is 1.5 l and the SD 0.13 l."""
 
-BIDS_VERSION = "1.10.0"
+_BIDS_VERSION = "1.10.0"
 TRUTH_FOLDER = Path("derivatives", "phantom")
 
-NAMES = {
+_NAMES = {
     "raw": "Simulated heads",
     "truth": "Truth of the simulated heads",
-    "outlines": "Outlines of the simulated heads",
+    "outlines": "True segmentations of the simulated heads",
 }
-"""Of the dataset and its derivatives."""
+"""Names of the dataset and its derivatives."""
 
-ONE_OF_MANY = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+_ONE_OF_MANY = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "JAX_PLATFORMS": "cpu"
 }
-"""Environment of each of several processes, which else would all use every core and want most of a GPU's memory: 16 on
-a machine of 16 cores had not simulated 45 heads after 200 s, 12 with this did 12 in 11 s. What is set already stays."""
+"""Environment of each of several processes. Without it each would use every core and ask for most of a GPU's memory: 16
+processes on 16 cores had not simulated 45 heads after 200 s; with it 12 processes simulated 12 in 11 s. Variables that
+are already set stay as they are."""
 
-COLUMNS: dict[str, dict[str, Any]] = {
+_COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Identifier of the simulated person."},
     "group": {
         "Description": "Diagnosis that was simulated.",
@@ -69,14 +72,14 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "sex": {"Description": "Sex.", "Levels": {"M": "male", "F": "female"}},
     "alsfrs_r": {"Description": "Revised ALS functional rating scale, 0 to 48."},
     "disease_duration_years": {"Description": "Time since onset.", "Units": "year"},
-    "true_hypothalamus_mm3": {"Description": "Volume of the hypothalamus that was simulated.", "Units": "mm3"},
-    "true_icv_mm3": {"Description": "Intracranial volume that was simulated.", "Units": "mm3"},
+    f"true_{MAIN.name}_mm3": {"Description": f"Volume of the {MAIN.name} that was simulated.", "Units": "mm3"},
+    f"true_{HEAD_SIZE.name}_mm3": {"Description": "Intracranial volume that was simulated.", "Units": "mm3"},
 }
 """Columns of participants.tsv, as its data dictionary."""
 
 
 @dataclass(frozen=True)
-class Stratum:
+class _Stratum:
     """One row of Table 1 of Kassubek et al. 2025."""
 
     group: str
@@ -91,18 +94,18 @@ class Stratum:
     """Mean and SD."""
 
 
-TABLE_1 = (
-    Stratum("control", "", 53, 54, (61.4, 10.4, 38, 82)),
-    Stratum("ALS", "", 241, 170, (62.4, 11.6, 21, 93), (39, 8), (1.5, 1.4)),
-    Stratum("PLS", "probable", 17, 11, (59.9, 11.2, 39, 86), (42, 2), (1.6, 1.0)),
-    Stratum("PLS", "definite", 9, 9, (59.7, 10.1, 35, 74), (36, 8), (7.9, 5.9)),
+_TABLE_1 = (
+    _Stratum("control", "", 53, 54, (61.4, 10.4, 38, 82)),
+    _Stratum("ALS", "", 241, 170, (62.4, 11.6, 21, 93), (39, 8), (1.5, 1.4)),
+    _Stratum("PLS", "probable", 17, 11, (59.9, 11.2, 39, 86), (42, 2), (1.6, 1.0)),
+    _Stratum("PLS", "definite", 9, 9, (59.7, 10.1, 35, 74), (36, 8), (7.9, 5.9)),
 )
 
 GROUPS = ("control", "ALS", "PLS")
 
 
 @dataclass(frozen=True)
-class Person:
+class _Person:
     """A participant before any head is simulated: what the study's table says, and how to make the head."""
 
     participant_id: str
@@ -146,8 +149,8 @@ def simulate_cohort(
     workers
         Processes that simulate; a script that asks for more than one needs ``if __name__ == "__main__":``.
     outlines
-        Also write each head's true outline, left and right, as a label map in the scan's own grid into the BIDS
-        derivative ``derivatives/outlines``: to train on.
+        Also write the true segmentation of each head, left and right, as a label map in the scan's own grid into the
+        BIDS derivative ``derivatives/outlines``: to train on.
 
     Returns
     -------
@@ -162,20 +165,20 @@ def simulate_cohort(
         If the template's hypothalamus is not installed.
     """
     folder = Path(absolute(folder))
-    people = draw_people(n, seed=seed, effect_percent=effect_percent, options=options)
+    people = _draw_people(n, seed=seed, effect_percent=effect_percent, options=options)
     _refuse_strangers(folder, people)
     truths = list(_simulate_all(people, folder, workers, outlines))
     _write_tables(folder, people, truths, effect_percent)
     if outlines:
-        _write(folder / OUTLINES_FOLDER / "dseg.tsv", label_table())
-        _write(folder / OUTLINES_FOLDER / "dataset_description.json", _json(_description("outlines")))
+        Location(folder / LABEL_MAPS_FOLDER / "dseg.tsv").write(label_table())
+        Location(folder / LABEL_MAPS_FOLDER / "dataset_description.json").write(to_json(_description("outlines")))
     return folder
 
 
-def group_sizes(n: int) -> list[int]:
-    """How many of ``n`` scans each stratum of :data:`TABLE_1` gets.
+def _group_sizes(n: int) -> list[int]:
+    """How many of ``n`` scans each stratum of :data:`_TABLE_1` gets.
 
-    >>> group_sizes(24)
+    >>> _group_sizes(24)
     [6, 13, 3, 2]
 
     Raises
@@ -185,9 +188,9 @@ def group_sizes(n: int) -> list[int]:
     """
     if n < 3:
         raise CohortError(f"{n} scans were asked for; a study of three groups needs at least 3")
-    sizes = np.array([stratum.men + stratum.women for stratum in TABLE_1])
+    sizes = np.array([stratum.men + stratum.women for stratum in _TABLE_1])
     control, als, *pls = sizes.tolist()
-    least = min(SMALLEST_GROUP, n // 3)
+    least = min(_SMALLEST_GROUP, n // 3)
     groups = least + _shared_out(n - 3 * least, np.array([control, als, sum(pls)]))
     return [*groups[:2].tolist(), *_shared_out(int(groups[2]), np.array(pls)).tolist()]
 
@@ -200,12 +203,12 @@ def _shared_out(n: int, shares: np.ndarray) -> np.ndarray:
     return whole
 
 
-def draw_people(
+def _draw_people(
     n: int, *, seed: int = 0, effect_percent: float = EFFECT_PERCENT, options: HeadOptions = DEFAULT_OPTIONS
-) -> list[Person]:
+) -> list[_Person]:
     """Participants of a simulated study, groups mixed."""
     random = np.random.default_rng(seed)
-    strata = [stratum for stratum, size in zip(TABLE_1, group_sizes(n), strict=True) for _ in range(size)]
+    strata = [stratum for stratum, size in zip(_TABLE_1, _group_sizes(n), strict=True) for _ in range(size)]
     digits = max(3, len(str(n)))
     return [
         _draw_person(f"sub-{number:0{digits}d}", strata[place], random, effect_percent, options)
@@ -214,8 +217,8 @@ def draw_people(
 
 
 def _draw_person(
-    participant_id: str, stratum: Stratum, random: Generator, effect_percent: float, options: HeadOptions
-) -> Person:
+    participant_id: str, stratum: _Stratum, random: Generator, effect_percent: float, options: HeadOptions
+) -> _Person:
     sex = "M" if random.uniform() < stratum.men / (stratum.men + stratum.women) else "F"
     mean, sd, low, high = stratum.age_years
     covariates = {
@@ -226,12 +229,12 @@ def _draw_person(
         **_draw_disease(stratum, random),
     }
     effect = effect_percent if stratum.group != "control" else 0.0
-    scale = float(np.clip((1 - effect / 100) * random.normal(1, SCALE_SD), *SCALE_LIMITS))
-    own = replace(options, icv_mean_mm3=ICV_MM3[sex], icv_sd_mm3=ICV_SD_MM3, hypothalamus_scale=scale)
-    return Person(participant_id, covariates, int(random.integers(2**31)), own)
+    scale = float(np.clip((1 - effect / 100) * random.normal(1, _SCALE_SD), *SCALE_LIMITS))
+    own = replace(options, icv_mean_mm3=_ICV_MM3[sex], icv_sd_mm3=_ICV_SD_MM3, hypothalamus_scale=scale)
+    return _Person(participant_id, covariates, int(random.integers(2**31)), own)
 
 
-def _draw_disease(stratum: Stratum, random: Generator) -> dict[str, object]:
+def _draw_disease(stratum: _Stratum, random: Generator) -> dict[str, object]:
     if stratum.alsfrs_r is None or stratum.duration_years is None:
         return {"alsfrs_r": None, "disease_duration_years": None}
     score = int(np.clip(round(random.normal(*stratum.alsfrs_r)), 0, 47))
@@ -242,7 +245,7 @@ def _draw_disease(stratum: Stratum, random: Generator) -> dict[str, object]:
     return {"alsfrs_r": score, "disease_duration_years": round(max(years, 0.1), 2)}
 
 
-def _refuse_strangers(folder: Path, people: list[Person]) -> None:
+def _refuse_strangers(folder: Path, people: list[_Person]) -> None:
     known = {person.participant_id for person in people}
     strangers = sorted({path.name for path in folder.glob("sub-*")} - known)
     if strangers:
@@ -252,19 +255,19 @@ def _refuse_strangers(folder: Path, people: list[Person]) -> None:
         )
 
 
-def _simulate_all(people: list[Person], folder: Path, workers: int, outlines: bool) -> Iterable[dict[str, Any]]:
-    write = partial(write_head, folder=folder, outlines=outlines)
+def _simulate_all(people: list[_Person], folder: Path, workers: int, outlines: bool) -> Iterable[dict[str, Any]]:
+    write = partial(_write_head, folder=folder, outlines=outlines)
     if workers <= 1:
         return map(write, people)
     # Spawned, not forked: JAX may be running in this process.
-    with environment_of_many(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with _environment_of_many(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(write, people))
 
 
 @contextmanager
-def environment_of_many() -> Iterator[None]:
-    """For the time in which processes are started that share this machine."""
-    added = {name: value for name, value in ONE_OF_MANY.items() if name not in os.environ}
+def _environment_of_many() -> Iterator[None]:
+    """The environment in which to start processes that share this machine."""
+    added = {name: value for name, value in _ONE_OF_MANY.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -273,21 +276,21 @@ def environment_of_many() -> Iterator[None]:
             del os.environ[name]
 
 
-def write_head(person: Person, folder: Path, *, outlines: bool = False) -> dict[str, Any]:
-    """Simulate one participant's scan, and its outline, into a BIDS folder, unless they are there; return the truth."""
+def _write_head(person: _Person, folder: Path, *, outlines: bool = False) -> dict[str, Any]:
+    """Simulate a participant's scan and its label map into a BIDS folder, unless they are there; return the truth."""
     name = person.participant_id
     image_path = folder / name / "anat" / f"{name}_T1w.nii.gz"
     truth_path = folder / TRUTH_FOLDER / name / f"{name}_desc-truth.json"
     recipe = json.loads(json.dumps({"seed": person.seed, "hypodask": version("hypodask"), **asdict(person.options)}))
-    outline = [outline_path(folder, name)] if outlines else []
-    if all(path.exists() for path in (image_path, truth_path, *outline)):
+    label_maps = [label_map_path(folder, name)] if outlines else []
+    if all(path.exists() for path in (image_path, truth_path, *label_maps)):
         known: dict[str, Any] = json.loads(truth_path.read_text())
         if known["recipe"] == recipe:
             return known
     scan, truth = simulate_head(person.seed, options=person.options)
-    _write(image_path, igzip.compress(nifti_image(scan.stored, scan.grid).to_bytes(), 1))
-    for path in outline:
-        _write(path, outline_file(truth, scan.grid))
+    Location(image_path).write(igzip.compress(nifti_image(scan.stored, scan.grid).to_bytes(), 1))
+    for path in label_maps:
+        Location(path).write(label_map_file(truth, scan.grid))
     made = {
         "ac_mm": truth.ac_mm.tolist(),
         "pc_mm": truth.pc_mm.tolist(),
@@ -295,27 +298,27 @@ def write_head(person: Person, folder: Path, *, outlines: bool = False) -> dict[
         "volume_mm3": truth.volume_mm3,
         "recipe": recipe,
     }
-    _write(truth_path, _json(made))
+    Location(truth_path).write(to_json(made))
     return made
 
 
-def _write_tables(folder: Path, people: list[Person], truths: list[dict[str, Any]], effect_percent: float) -> None:
+def _write_tables(folder: Path, people: list[_Person], truths: list[dict[str, Any]], effect_percent: float) -> None:
     rows = [_participant(person, truth) for person, truth in zip(people, truths, strict=True)]
-    _write(folder / "participants.tsv", _tsv(pd.DataFrame(rows, columns=list(COLUMNS))))
-    _write(folder / "participants.json", _json({k: v for k, v in COLUMNS.items() if k != "participant_id"}))
-    _write(folder / "dataset_description.json", _json(_description("raw")))
-    _write(folder / "README", _readme(len(people), effect_percent).encode())
+    Location(folder / "participants.tsv").write(_tsv(pd.DataFrame(rows, columns=list(_COLUMNS))))
+    Location(folder / "participants.json").write(to_json({k: v for k, v in _COLUMNS.items() if k != "participant_id"}))
+    Location(folder / "dataset_description.json").write(to_json(_description("raw")))
+    Location(folder / "README").write(_readme(len(people), effect_percent).encode())
     landmarks = [_landmarks(person, truth) for person, truth in zip(people, truths, strict=True)]
-    _write(folder / TRUTH_FOLDER / "truth.tsv", _tsv(pd.DataFrame(landmarks)))
-    _write(folder / TRUTH_FOLDER / "dataset_description.json", _json(_description("truth")))
+    Location(folder / TRUTH_FOLDER / "truth.tsv").write(_tsv(pd.DataFrame(landmarks)))
+    Location(folder / TRUTH_FOLDER / "dataset_description.json").write(to_json(_description("truth")))
 
 
-def _participant(person: Person, truth: dict[str, Any]) -> dict[str, object]:
-    volumes = {f"true_{name}_mm3": round(truth["volume_mm3"][name], 2) for name in ("hypothalamus", "icv")}
+def _participant(person: _Person, truth: dict[str, Any]) -> dict[str, object]:
+    volumes = {f"true_{one.name}_mm3": round(truth["volume_mm3"][one.name], 2) for one in (MAIN, HEAD_SIZE)}
     return {"participant_id": person.participant_id, **person.covariates, **volumes}
 
 
-def _landmarks(person: Person, truth: dict[str, Any]) -> dict[str, object]:
+def _landmarks(person: _Person, truth: dict[str, Any]) -> dict[str, object]:
     places = {
         f"{landmark}_{axis}_mm": round(value, 4)
         for landmark in ("ac", "pc")
@@ -328,33 +331,23 @@ def _landmarks(person: Person, truth: dict[str, Any]) -> dict[str, object]:
 def _description(kind: str) -> dict[str, Any]:
     made_by = {"Name": "hypodask", "Version": version("hypodask"), "Description": "hypodask.phantom"}
     return {
-        "Name": NAMES[kind],
-        "BIDSVersion": BIDS_VERSION,
+        "Name": _NAMES[kind],
+        "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "raw" if kind == "raw" else "derivative",
         "GeneratedBy": [made_by],
     }
 
 
 def _readme(n: int, effect_percent: float) -> str:
+    """Text of the README file of a simulated study of ``n`` participants."""
     return (
         f"{n} simulated T1-weighted heads in three groups, made by hypodask.phantom from the MNI152 2009a template.\n"
-        f"No person was scanned. The hypothalami of the groups ALS and PLS are {effect_percent:g} % smaller.\n"
-        "The true volumes are in participants.tsv; commissures and sides in derivatives/phantom.\n"
+        f"No person was scanned. In the groups ALS and PLS the {MAIN.name} is {effect_percent:g} % smaller than in the "
+        "controls.\nThe true volumes are in participants.tsv; the true commissures and the volumes of the left and "
+        "the right half are in derivatives/phantom.\n"
     )
 
 
 def _tsv(table: pd.DataFrame) -> bytes:
     # A column of whole numbers with gaps would become one of fractions.
     return table.convert_dtypes().to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n").encode()
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Real
 from numpy import ndarray
 
-from hypodask.grid import transform_points
+from hypodask.core.grid import transform_points
 from hypodask.phantom.fields import Lattice, sample
 from hypodask.phantom.hypothalamus import atrophy_field
 
@@ -28,7 +28,7 @@ class HeadMap:
     atrophy: float = 0.0
     """Amount of :class:`~hypodask.phantom.hypothalamus.AtrophyField`, added last."""
 
-    def to_template(self, scanner_mm: Float[ndarray, "3 *n"]) -> Float[ndarray, "3 *n"]:
+    def to_template(self, scanner_mm: Real[ndarray, "3 *n"]) -> Float[ndarray, "3 *n"]:
         """Place in the template, MNI mm, of points in the scanner."""
         flat = np.reshape(scanner_mm, (3, -1))
         points = self.mni_from_scanner[:3, :3] @ flat + self.mni_from_scanner[:3, 3:]
@@ -38,7 +38,7 @@ class HeadMap:
             points += self.atrophy * atrophy_field()(points)
         return points.reshape(np.shape(scanner_mm))
 
-    def to_scanner(self, template_mm: Float[ndarray, "3 *n"]) -> Float[ndarray, "3 *n"]:
+    def to_scanner(self, template_mm: Real[ndarray, "3 *n"]) -> Float[ndarray, "3 *n"]:
         """Place in the scanner of points in the template, to 1e-4 mm.
 
         Steps back along the affine's inverse until the point maps where it should; each step gains a

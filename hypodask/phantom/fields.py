@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Real
 from numpy import ndarray
 from scipy import ndimage
+
+from hypodask.image.acquisition import interpolation
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +20,7 @@ class Lattice:
     step_mm: float
     shape: tuple[int, int, int]
 
-    def indices(self, points_mm: Float[ndarray, "3 *n"]) -> Float32[ndarray, "3 *n"]:
+    def indices(self, points_mm: Real[ndarray, "3 *n"]) -> Float32[ndarray, "3 *n"]:
         """Fractional node indices of points."""
         low = np.reshape(self.low_mm, (3,) + (1,) * (points_mm.ndim - 1))
         indices: Float32[ndarray, " 3 *n"] = ((points_mm - low) / self.step_mm).astype(np.float32)
@@ -58,13 +60,8 @@ def upsampled(coarse: Float32[ndarray, "*n a b c"], shape: tuple[int, int, int])
     >>> upsampled(np.arange(8, dtype=np.float32).reshape(2, 2, 2), (3, 2, 2))[:, 0, 0].tolist()
     [0.0, 2.0, 4.0]
     """
-    along_i, along_j, along_k = (_linear_weights(*counts) for counts in zip(shape, coarse.shape[-3:], strict=True))
+    along_i, along_j, along_k = (interpolation(*counts) for counts in zip(shape, coarse.shape[-3:], strict=True))
     columns = coarse.reshape(*coarse.shape[:-2], -1)
     rows = (along_i @ columns).reshape(*coarse.shape[:-3], shape[0], *coarse.shape[-2:])
     fine: Float32[ndarray, "*n i j k"] = (along_j @ rows) @ along_k.T
     return fine
-
-
-def _linear_weights(n_fine: int, n_coarse: int) -> Float32[ndarray, "fine coarse"]:
-    place = np.linspace(0, n_coarse - 1, n_fine)[:, None]
-    return np.maximum(0, 1 - np.abs(place - np.arange(n_coarse))).astype(np.float32)

@@ -13,7 +13,7 @@ from hypodask.phantom.deformation import WARP_NODES, HeadMap
 from hypodask.phantom.hypothalamus import SCALE_LIMITS, atrophy_field
 from hypodask.phantom.imaging import acquire, as_scan, field_of_view, head_image, reordered
 from hypodask.phantom.truth import Truth, measure_truth, template_icv_mm3
-from hypodask.scan import Scan
+from hypodask.scan.scan import Scan
 
 _STREAMS = ("pose", "shape", "contrast", "grid", "noise", "axes")
 
@@ -59,7 +59,7 @@ class HeadOptions:
     blur_voxels: float = 0.5
     """SD of the point spread."""
     neck: bool = True
-    """Whether the field of view reaches 45 mm below the cranial cavity or ends there."""
+    """Whether the field of view reaches 45 mm below the intracranial volume or ends there."""
     any_axes: bool = True
     """Whether the array has one of the 48 orders and directions of axes, or R, A, S."""
 

@@ -1,4 +1,7 @@
-"""From a deformed head to the voxels that a scanner would store."""
+"""From a deformed head to the voxels that a scanner would store.
+
+How strong the effects of the scanner are is decided here; the effects themselves are :mod:`hypodask.image.acquisition`.
+"""
 
 from itertools import permutations, product
 
@@ -8,19 +11,20 @@ from jaxtyping import Float, Float32, Int16
 from numpy import ndarray
 from numpy.random import Generator
 
-from hypodask.grid import Grid
+from hypodask.core.grid import Grid
+from hypodask.image.acquisition import rician, three_tap_spread
 from hypodask.phantom.anatomy import Contrast, head_codes
-from hypodask.phantom.cavity import BOX
 from hypodask.phantom.deformation import HeadMap
 from hypodask.phantom.fields import sample, upsampled
 from hypodask.phantom.hypothalamus import ATROPHY_BOX
-from hypodask.phantom.truth import cavity_surface
-from hypodask.scan import Scan
+from hypodask.phantom.intracranial import BOX
+from hypodask.phantom.truth import icv_surface
+from hypodask.scan.scan import Scan
 
-WHITE_MATTER = 0.87
+_WHITE_MATTER = 0.87
 """Brightness of white matter before the scanner's gain; noise is relative to it."""
 
-NODE_STEP_MM = 4.0
+_NODE_STEP_MM = 4.0
 """About this far apart the deformation is computed; linear in between, which is right to 0.03 mm (tested)."""
 
 _AXES = tuple(product(permutations(range(3)), product((1, -1), repeat=3)))
@@ -28,8 +32,8 @@ _AXES = tuple(product(permutations(range(3)), product((1, -1), repeat=3)))
 
 
 def field_of_view(head: HeadMap, spacing_mm: tuple[float, float, float], *, neck: bool) -> Grid:
-    """A block of voxels around the cranial cavity, as a radiographer would plan it; axes R, A, S."""
-    hull = head.to_scanner(cavity_surface())
+    """A block of voxels around the intracranial volume, as a radiographer would plan it; axes R, A, S."""
+    hull = head.to_scanner(icv_surface())
     low = hull.min(axis=1) - np.array((14.0, 18.0, 45.0 if neck else 3.0))
     high = hull.max(axis=1) + np.array((14.0, 28.0, 16.0))
     i, j, k = (_voxels_to_cover(length, spacing) for length, spacing in zip(high - low, spacing_mm, strict=True))
@@ -45,26 +49,26 @@ def _voxels_to_cover(length_mm: float, spacing_mm: float) -> int:
 
 
 def _node_stride(spacing_mm: float) -> int:
-    return max(1, round(NODE_STEP_MM / spacing_mm))
+    return max(1, round(_NODE_STEP_MM / spacing_mm))
 
 
 def head_image(head: HeadMap, grid: Grid, contrast: Contrast) -> Float32[ndarray, "i j k"]:
     """Brightness of the deformed head at the voxel centres of a grid from :func:`field_of_view`."""
     template = contrast.brightness()[head_codes()]
-    return sample(template, model_indices(head, grid))
+    return sample(template, _model_indices(head, grid))
 
 
-def model_indices(head: HeadMap, grid: Grid) -> Float32[ndarray, "3 i j k"]:
+def _model_indices(head: HeadMap, grid: Grid) -> Float32[ndarray, "3 i j k"]:
     """Where in the head model, in voxels of its box, each voxel of a grid from :func:`field_of_view` comes from."""
     nodes = [slice(0, n, _node_stride(spacing)) for n, spacing in zip(grid.shape, grid.spacing_mm, strict=True)]
-    indices = upsampled(BOX.indices(head.to_template(voxel_places(grid, tuple(nodes)))), grid.shape)
+    indices = upsampled(BOX.indices(head.to_template(_voxel_places(grid, tuple(nodes)))), grid.shape)
     # Atrophy varies within millimetres: where it acts the deformation is computed at every voxel.
     room = _atrophy_room(head, grid)
-    indices[(slice(None), *room)] = BOX.indices(head.to_template(voxel_places(grid, room)))
+    indices[(slice(None), *room)] = BOX.indices(head.to_template(_voxel_places(grid, room)))
     return indices
 
 
-def voxel_places(grid: Grid, room: tuple[slice, ...]) -> Float[ndarray, "3 i j k"]:
+def _voxel_places(grid: Grid, room: tuple[slice, ...]) -> Float[ndarray, "3 i j k"]:
     """Scanner coordinates, mm, of the voxels in a part of a grid with axes R, A, S."""
     first, steps = grid.space_from_vox[:3, 3], np.diag(grid.space_from_vox)
     axes = (low + step * np.arange(n)[part] for low, step, n, part in zip(first, steps, grid.shape, room, strict=False))
@@ -84,32 +88,17 @@ def _atrophy_room(head: HeadMap, grid: Grid) -> tuple[slice, ...]:
 def acquire(
     image: Float32[ndarray, "i j k"], random: Generator, *, noise: float, bias: float, blur_voxels: float
 ) -> Int16[ndarray, "i j k"]:
-    """Point spread, receive field, Rician noise and gain of a scanner."""
-    image = _blurred(image, blur_voxels)
-    image *= _bias_field(image.shape, random, bias)
-    sigma = np.float32(noise * WHITE_MATTER)
-    real = image + sigma * random.standard_normal(image.shape, dtype=np.float32)
-    imaginary = sigma * random.standard_normal(image.shape, dtype=np.float32)
+    """The image as a scanner of random gain stores it: point spread, coil, Rician noise.
+
+    ``noise`` is relative to white matter, ``bias`` the SD of the logarithm of the coil's sensitivity.
+    """
+    image = three_tap_spread(image, blur_voxels)
+    image *= upsampled(np.exp(bias * _smooth_nodes(random)), image.shape)
+    sigma = np.float32(noise * _WHITE_MATTER)
+    real, imaginary = (sigma * random.standard_normal(image.shape, dtype=np.float32) for _ in range(2))
     gain = np.float32(random.uniform(500, 1200))
-    magnitude: Int16[ndarray, "i j k"] = np.rint(gain * np.hypot(real, imaginary)).astype(np.int16)
+    magnitude: Int16[ndarray, "i j k"] = np.rint(gain * rician(image, real, imaginary)).astype(np.int16)
     return magnitude
-
-
-def _blurred(image: Float32[ndarray, "i j k"], sd_voxels: float) -> Float32[ndarray, "i j k"]:
-    """Gaussian point spread as three passes of three taps of the same variance (SD up to 0.7 voxels)."""
-    side = np.float32(min(sd_voxels, 0.7) ** 2 / 2)
-    for axis in range(3):
-        view = np.moveaxis(image, axis, 0)
-        # In place, so the copies are the unblurred neighbours.
-        before, after = view[:-2].copy(), view[2:].copy()
-        view[1:-1] = (1 - 2 * side) * view[1:-1] + side * (before + after)
-    return image
-
-
-def _bias_field(shape: tuple[int, ...], random: Generator, sd: float) -> Float32[ndarray, "i j k"]:
-    i, j, k = shape
-    field: Float32[ndarray, "i j k"] = upsampled(np.exp(sd * _smooth_nodes(random)), (i, j, k))
-    return field
 
 
 def _smooth_nodes(random: Generator) -> Float32[ndarray, "9 9 9"]:
@@ -121,7 +110,7 @@ def _smooth_nodes(random: Generator) -> Float32[ndarray, "9 9 9"]:
     return field
 
 
-def reordered(image: Int16[ndarray, "i j k"], grid: Grid, random: Generator) -> tuple[Int16[ndarray, "i j k"], Grid]:
+def reordered(image: Int16[ndarray, "i j k"], grid: Grid, random: Generator) -> tuple[Int16[ndarray, "a b c"], Grid]:
     """The same voxels in the same places, the array's axes in one of the 48 orders and directions."""
     order, directions = _AXES[random.integers(len(_AXES))]
     old_from_new = np.zeros((4, 4))

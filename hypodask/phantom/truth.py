@@ -4,23 +4,24 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Real
 from numpy import ndarray
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.grid import Grid, transform_points
-from hypodask.phantom.cavity import BOX, COARSE_BOX, cavity_distance, template_brain
+from hypodask.core.grid import Grid, transform_points
+from hypodask.core.structures import HEAD_SIZE, HYPOTHALAMUS_SIDES, MAIN
 from hypodask.phantom.deformation import HeadMap
 from hypodask.phantom.fields import Lattice, sample
 from hypodask.phantom.hypothalamus import template_hypothalamus
-from hypodask.template import AC_MNI_MM, PC_MNI_MM
+from hypodask.phantom.intracranial import BOX, COARSE_BOX, icv_distance, template_brain
+from hypodask.scan.template import MNI152
 
-SIDES = ("hypothalamus_left", "hypothalamus_right")
-STRUCTURES = ("hypothalamus", *SIDES, "icv")
+_SIDES = HYPOTHALAMUS_SIDES.structures
+"""Left and right, in the order of the posteriors of the template's hypothalamus."""
 
 _FINE_MM = 0.5
 _COARSE_MM = 3.0
-"""Nodes on which hypothalamus and cavity are summed: within 0.1 % and 0.02 % of sums on far finer ones."""
+"""Distances between the nodes on which hypothalamus and ICV are summed: within 0.1 and 0.02 % of sums on finer ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Truth:
     acpc_from_scanner: Float[ndarray, "4 4"]
     """Rigid move that puts AC at the origin, PC on -y and the midsagittal plane at x = 0."""
     volume_mm3: dict[str, float]
-    """``hypothalamus``, ``hypothalamus_left``, ``hypothalamus_right`` and ``icv``."""
+    """By name: the hypothalamus, its left and its right side, and the ICV."""
     head: HeadMap = field(repr=False)
     """The deformation that the head was made with."""
 
@@ -54,39 +55,41 @@ class Truth:
         scanner_from_space = np.eye(4) if grid.space == "scanner" else np.linalg.inv(self.acpc_from_scanner)
         voxels = np.indices(grid.shape).reshape(3, -1).T
         points = transform_points(scanner_from_space @ grid.space_from_vox, voxels).T
-        return template_posterior(structure, self.head.to_template(points)).reshape(grid.shape)
+        return _template_posterior(structure, self.head.to_template(points)).reshape(grid.shape)
 
 
 def measure_truth(head: HeadMap) -> Truth:
     """Commissures, frame and volumes of a deformed head."""
-    ac, pc = head.to_scanner(np.array([AC_MNI_MM, PC_MNI_MM]).T).T
-    sides = {side: _volume_mm3(head, side, _hypothalamus_places(), _FINE_MM) for side in SIDES}
-    icv = _volume_mm3(head, "icv", cavity_surface(), _COARSE_MM)
-    volumes = {"hypothalamus": sum(sides.values()), **sides, "icv": icv}
+    ac, pc = head.to_scanner(MNI152.commissures_mm.T).T
+    sides = {side: _volume_mm3(head, side, _hypothalamus_places(), _FINE_MM) for side in _SIDES}
+    icv = _volume_mm3(head, HEAD_SIZE.name, icv_surface(), _COARSE_MM)
+    volumes = {MAIN.name: sum(sides.values()), **sides, HEAD_SIZE.name: icv}
     return Truth(ac, pc, acpc_frame(ac, pc, _midsagittal_normal(head)), volumes, head)
 
 
-def template_posterior(structure: str, points_mm: Float[ndarray, "3 *n"]) -> Float32[ndarray, "*n"]:
+def _template_posterior(structure: str, points_mm: Real[ndarray, "3 *n"]) -> Float32[ndarray, "*n"]:
     """How much of a structure is at points of the template, 0 to 1."""
-    if structure == "icv":
-        distance = sample(cavity_distance(), COARSE_BOX.indices(points_mm), outside=99.0)
+    if structure == HEAD_SIZE.name:
+        distance = sample(icv_distance(), COARSE_BOX.indices(points_mm), outside=99.0)
         return np.clip(np.float32(0.5) - distance, 0, 1)
-    if structure in SIDES:
-        return template_hypothalamus().posterior(SIDES.index(structure), points_mm)
-    left, right = (template_posterior(side, points_mm) for side in SIDES)
+    if structure in _SIDES:
+        return template_hypothalamus().posterior(_SIDES.index(structure), points_mm)
+    left, right = (_template_posterior(side, points_mm) for side in _SIDES)
     return left + right
 
 
 @lru_cache(maxsize=1)
 def template_icv_mm3() -> float:
     """Intracranial volume of the template itself, mm3."""
-    return float(template_posterior("icv", COARSE_BOX.points_mm()).sum(dtype=np.float64)) * COARSE_BOX.step_mm**3
+    return (
+        float(_template_posterior(HEAD_SIZE.name, COARSE_BOX.points_mm()).sum(dtype=np.float64)) * COARSE_BOX.step_mm**3
+    )
 
 
 @lru_cache(maxsize=1)
-def cavity_surface() -> Float[ndarray, "3 n"]:
-    """A thousand or so points on the surface of the cranial cavity, MNI mm."""
-    points = COARSE_BOX.points_mm()[:, np.abs(cavity_distance()) < 1.0]
+def icv_surface() -> Float[ndarray, "3 n"]:
+    """A thousand or so points on the boundary of the ICV, MNI mm."""
+    points = COARSE_BOX.points_mm()[:, np.abs(icv_distance()) < 1.0]
     return points[:, :: max(1, points.shape[1] // 1000)]
 
 
@@ -104,7 +107,7 @@ def _volume_mm3(head: HeadMap, structure: str, places_mm: Float[ndarray, "3 n"],
     i, j, k = np.ceil((high - low) / step_mm).astype(int).tolist()
     x, y, z = low.tolist()
     points = Lattice((x, y, z), step_mm, (i, j, k)).points_mm()
-    return float(template_posterior(structure, head.to_template(points)).sum(dtype=np.float64)) * step_mm**3
+    return float(_template_posterior(structure, head.to_template(points)).sum(dtype=np.float64)) * step_mm**3
 
 
 def _midsagittal_normal(head: HeadMap) -> Float[ndarray, "3"]:

@@ -1,13 +1,18 @@
-"""How far one scan's result can be trusted, from that scan alone: measures, their ranges on sound scans, one score.
+"""How far the result of one scan can be trusted, from that scan alone.
 
-    outline.py   of the outlines: certainty, agreement, symmetry, shape, place, what is cut off
-    image.py     of the image: noise, resolution, contrast, air, halves
-    score.py     all measures of a scan; measures against their ranges, as a number and in words
+::
 
-No measure knows a diagnosis, and none but a volume that hardly any adult has judges the size of the hypothalamus, so
-that atrophy costs no quality.
+    segmentation.py   measures of segmentations: certainty, agreement, symmetry, shape, place, what is cut off
+    image.py          measures of the image: noise, resolution, contrast, air, the two halves of the head
+    reference.py      the range that each measure has on good-quality scans
+    score.py          all measures of a scan, and the quality score that they give
+    intervals.py      95 % intervals of the volumes
+    warnings.py       sentences for the column ``warnings``
+
+No measure knows a diagnosis. The size of the hypothalamus is not judged either, so that atrophy does not lower the
+quality; only a volume that hardly any adult has is reported with a warning.
 """
 
-from hypodask.quality.score import MEASURES, Measures, Quality, examine, judge
+import lazy_loader
 
-__all__ = ["MEASURES", "Measures", "Quality", "examine", "judge"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

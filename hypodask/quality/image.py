@@ -1,4 +1,4 @@
-"""Measures of the image: noise and resolution about the hypothalamus; contrast, sides and air of the whole head."""
+"""Measures of the image: noise and resolution around the hypothalamus; contrast, sides and air of the whole head."""
 
 from dataclasses import dataclass
 
@@ -7,40 +7,41 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import ndimage
 
-from hypodask.grid import Grid, transform_points
-from hypodask.pieces import largest_piece
+from hypodask.core.grid import Grid, transform_points
+from hypodask.image.masks import largest_piece
 
-BOX_MM = ((-25.0, -35.0, -28.0), (25.0, 20.0, 20.0))
-"""Corners in AC-PC space of the box about the hypothalamus in which noise and resolution are measured: white matter,
-grey matter and fluid, all inside the skull."""
+_BOX_MM = ((-25.0, -35.0, -28.0), (25.0, 20.0, 20.0))
+"""Corners in AC-PC space of the box around the hypothalamus in which noise and resolution are measured: it holds white
+matter, grey matter and fluid, all inside the skull."""
 
-COARSE_MM = 2.0
-"""The whole head is looked at in steps of about this."""
+_COARSE_MM = 2.0
+"""Measures of the whole head use voxels about this far apart."""
 
-AIR_MM = 14.0
-"""Air begins this far from the head: nearer, pulsation of vessels and the scalp's ringing are usual."""
+_AIR_DISTANCE_MM = 14.0
+"""Air is measured this far from the head. Nearer, pulsation of vessels and ringing of the scalp are usual."""
 
-LEAST_AIR = 0.02
+_SMALLEST_AIR_SHARE = 0.02
 """Share of the image that has to be air for its brightness to be measured."""
 
 BLACK = 0.02
-"""Share of white matter under which a voxel inside the head shows nothing; fluid has 0.1 to 0.4."""
+"""Voxels inside the head darker than this show nothing, in units of white matter; fluid has 0.1 to 0.4."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Intensities of fluid and of white matter in the cranial cavity."""
+    """Intensities of fluid and of white matter inside the ICV mask."""
 
     fluid: float
     white: float
 
     @property
     def contrast(self) -> float:
+        """Difference of the two, above zero."""
         return max(self.white - self.fluid, 1e-6)
 
 
 def levels(inside: Float[ndarray, "n"]) -> Levels:
-    """Fluid and white matter as the 3rd and the 85th percentile of intensities in the cranial cavity.
+    """Fluid and white matter as the 3rd and the 85th percentile of the intensities inside the ICV mask.
 
     >>> levels(np.arange(101.0))
     Levels(fluid=3.0, white=85.0)
@@ -49,14 +50,14 @@ def levels(inside: Float[ndarray, "n"]) -> Levels:
     return Levels(fluid, white)
 
 
-def coarse(grid: Grid) -> tuple[slice, ...]:
-    """Every so many voxels of a scan, about 2 mm apart."""
-    return tuple(slice(None, None, max(1, round(COARSE_MM / spacing))) for spacing in grid.spacing_mm)
+def coarse_index(grid: Grid) -> tuple[slice, ...]:
+    """An index that takes voxels of a scan about 2 mm apart."""
+    return tuple(slice(None, None, max(1, round(_COARSE_MM / spacing))) for spacing in grid.spacing_mm)
 
 
 def box_about_hypothalamus(grid: Grid, acpc_from_scanner: Float[ndarray, "4 4"]) -> tuple[slice, ...]:
-    """The voxels of a scan around the hypothalamus: a box along the array's axes that covers :data:`BOX_MM`."""
-    corners = np.array(np.meshgrid(*zip(*BOX_MM, strict=True))).reshape(3, -1).T
+    """The voxels of a scan around the hypothalamus: a box along the array's axes that covers ``_BOX_MM``."""
+    corners = np.array(np.meshgrid(*zip(*_BOX_MM, strict=True))).reshape(3, -1).T
     vox = transform_points(np.linalg.inv(acpc_from_scanner @ grid.space_from_vox), corners)
     low = np.clip(np.floor(vox.min(axis=0)), 0, np.array(grid.shape) - 1).astype(int)
     high = np.clip(np.ceil(vox.max(axis=0)) + 1, low + 1, grid.shape).astype(int)
@@ -66,10 +67,10 @@ def box_about_hypothalamus(grid: Grid, acpc_from_scanner: Float[ndarray, "4 4"])
 def noise_sd(box: Float[ndarray, "i j k"]) -> float:
     """Standard deviation of the noise of an image, from its finest details.
 
-    The mixed difference of the eight corners of a cube of voxels cancels everything that varies along less than three
-    axes at once; its median absolute value leaves out the rest (the finest diagonal band of a Haar wavelet; Donoho and
-    Johnstone, Biometrika 1994). Cubes with a voxel of exactly 0 are masked background. Smoothed images seem to have
-    less noise than they have.
+    The mixed difference of the eight corners of a cube of voxels removes everything that varies along less than three
+    axes at once. The median of its absolute values ignores the few cubes where an edge remains (the finest diagonal
+    band of a Haar wavelet; Donoho and Johnstone, Biometrika 1994). Cubes with a voxel of exactly 0 do not count: they
+    are masked background. In smoothed images the noise is underestimated.
 
     >>> image = np.random.default_rng(0).normal(100, 3, (30, 30, 30))
     >>> round(noise_sd(image), 1)
@@ -84,7 +85,7 @@ def noise_sd(box: Float[ndarray, "i j k"]) -> float:
 
 
 def edge_mm(box: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], contrast: float) -> float:
-    """Width of the sharpest edges, mm: contrast over the steepest gradients (99th percentile) of the image."""
+    """Width of the sharpest edges, mm: the contrast divided by the steepest gradients (99th percentile)."""
     if min(box.shape) < 4:
         return np.nan
     smooth = ndimage.gaussian_filter(box, 0.7)
@@ -93,10 +94,10 @@ def edge_mm(box: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
 
 
 def separability(inside: Float[ndarray, "n"], bins: int = 64) -> float:
-    """How far fluid, grey and white matter stand apart: variance between three classes over all variance, 0 to 1.
+    """How well fluid, grey and white matter can be told apart, 0 to 1.
 
-    The two thresholds are those that make it largest (Otsu 1979). Noise, motion and bias fields lower it.
-    Not-a-number where all intensities are one.
+    The variance between three classes divided by the total variance, with the two thresholds that make it largest
+    (Otsu 1979). Noise, motion and bias fields lower it. Not-a-number where all intensities are equal.
 
     >>> values = np.repeat([1.0, 2.0, 3.0], 50)
     >>> round(separability(values), 2)
@@ -117,34 +118,41 @@ def separability(inside: Float[ndarray, "n"], bins: int = 64) -> float:
 
 
 def sides_log_ratio(
-    data: Float[ndarray, "i j k"], cavity: Bool[ndarray, "i j k"], x_mm: Float[ndarray, "i j k"]
+    data: Float[ndarray, "i j k"], icv_mask: Bool[ndarray, "i j k"], x_mm: Float[ndarray, "i j k"]
 ) -> float:
-    """Logarithm of the mean intensity of the left half of the cranial cavity over that of the right."""
-    left, right = (float(data[cavity & half].sum()) for half in (x_mm < 0, x_mm > 0))
+    """Logarithm of the summed intensity of the left half of the ICV mask over that of the right half."""
+    left, right = (float(data[icv_mask & half].sum()) for half in (x_mm < 0, x_mm > 0))
     return float(np.log(left / right)) if left > 0 and right > 0 else np.nan
 
 
 def air_over_noise(
     data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float, noise: float
 ) -> float:
-    """Mean intensity of air over what noise alone makes of it; not-a-number where hardly any air is in the image.
+    """Mean intensity of the air over the mean that noise alone would give, at least 1.
 
-    What motion smears along the phase-encoding direction raises it above 1. Air that is darker, for it was masked, is
-    as good as air with nothing but noise. The mean of Rician noise without signal is its standard deviation times the
-    root of pi / 2.
+    Motion smears the head along the phase-encoding direction into the air: the ratio rises above 1. Ratios below 1,
+    such as in air that was masked, are set to 1: such air is as good as air with nothing but noise. Without signal,
+    magnitude images have a mean of sigma times the root of pi / 2 (Rayleigh), sigma being the SD of the noise in each
+    channel.
+
+    Parameters
+    ----------
+    data, spacing_mm
+        The image, and its voxel sizes.
+    white, noise
+        Mean intensity of white matter, and sigma; both in units of ``data``.
+
+    Returns
+    -------
+    float
+        Not-a-number if hardly any of the image is air, or ``noise`` is not above 0. Air is what lies farther from the
+        head than 14 mm.
     """
-    air = ~_head_and_around(data, spacing_mm, white)
-    if air.mean() < LEAST_AIR or not noise > 0:
+    smooth = ndimage.uniform_filter(data, 3)
+    near_head = largest_piece(smooth > 0.25 * white, by_corners=False).view(np.uint8)
+    for axis, spacing in enumerate(spacing_mm):
+        near_head = ndimage.maximum_filter1d(near_head, 1 + 2 * round(_AIR_DISTANCE_MM / spacing), axis=axis)
+    air = ~near_head.astype(bool)
+    if air.mean() < _SMALLEST_AIR_SHARE or not noise > 0:
         return np.nan
     return max(1.0, float(data[air].mean() / (np.sqrt(np.pi / 2) * noise)))
-
-
-def _head_and_around(
-    data: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float], white: float
-) -> Bool[ndarray, "i j k"]:
-    """The largest bright piece of an image, and what is near it along every axis."""
-    smooth = ndimage.uniform_filter(data, 3)
-    near = largest_piece(smooth > 0.25 * white, by_corners=False).view(np.uint8)
-    for axis, spacing in enumerate(spacing_mm):
-        near = ndimage.maximum_filter1d(near, 1 + 2 * round(AIR_MM / spacing), axis=axis)
-    return near.astype(bool)

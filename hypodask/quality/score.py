@@ -1,86 +1,119 @@
-"""All measures of a scan, and what they say against their ranges on sound scans."""
+"""All measures of a scan, and the quality score that they give.
 
-from collections.abc import Iterator, Mapping
+The score compares every measure with its range on good-quality scans (:mod:`hypodask.quality.reference`). A measure
+inside its range costs nothing. Outside, its distance from the range is counted in **steps**: a step is the distance
+that alone halves the score. It is chosen for each measure (:attr:`Measure.step`). Where both high and low values are
+suspicious and the range is wide, a step is half the width of the range instead, since good-quality scans differ that
+much. All distances together give
+
+    score = 2 ** -sqrt(sum of squared distances, in steps)
+
+so that one measure at one step gives 1/2, at two steps 1/4, and several small distances add up.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 
-from hypodask.alignment import Alignment
-from hypodask.quality import image, outline
-from hypodask.reference import Reference, load_reference
-from hypodask.scan import Scan
-from hypodask.volumes import Volumes, faces_reached
+from hypodask.alignment.pose import Alignment
+from hypodask.core.errors import ModelError
+from hypodask.core.structures import HEAD_SIZE, MAIN
+from hypodask.quality import image
+from hypodask.quality import segmentation as shape
+from hypodask.quality.reference import Reference, load_reference
+from hypodask.scan.scan import Scan
+from hypodask.segmentation.volumes import Volumes, faces_reached
 
 Measures = dict[str, float]
+"""Measures of one scan by name; not-a-number where one cannot be taken."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing to look at: when it is suspicious, and how to say so."""
+    """One measure: which values are suspicious, and the sentence for them."""
 
     name: str
     suspicious: Literal["high", "low", "both"]
+    """Which side of the range is suspicious."""
     step: float
-    """Least distance beyond the range of sound scans that halves the score, where that range is narrow."""
+    """Distance outside the range of good-quality scans that halves the score; see the top of this module."""
     sentence: str
-    """What is said of a value that is far out; empty for what the pipeline says anyway."""
+    """What the warnings say of a value that is one step outside or more, with ``{value}``, ``{ratio}`` (of a measure
+    that is the logarithm of a ratio) and ``{structure}``; empty where other warnings say it."""
     logarithmic: bool = False
-    """Whether distances are those of logarithms."""
+    """Whether distances are differences of logarithms."""
     per_voxel_mm: float = 0.0
-    """What each mm of the longest voxel above 1 mm adds on sound scans; taken off before it is compared. Means of 23
-    scans of 0.7 to 1 mm and of 14 of 2 mm."""
+    """How much the measure changes on good-quality scans for each mm of the longest side of a voxel above 1 mm; this is
+    subtracted first. From the means of 23 scans of 0.7 to 1 mm and of 14 of 2 mm."""
 
 
 MEASURES = (
-    Measure("border_entropy", "high", 0.05, "The border of the hypothalamus is uncertain.", per_voxel_mm=0.083),
+    Measure("border_entropy", "high", 0.05, "The boundary of the {structure} is uncertain.", per_voxel_mm=0.083),
     Measure("member_spread", "high", 0.03, "The networks of the ensemble disagree on the volume ({value:.1%})."),
     Measure(
         "member_overlap",
         "low",
         0.03,
-        "The networks of the ensemble disagree on the outline (Dice {value:.2f}).",
+        "The networks of the ensemble disagree on the segmentation (Dice {value:.2f}).",
         per_voxel_mm=-0.021,
     ),
-    Measure("asymmetry", "both", 0.10, "The left hypothalamus is {ratio:.2f} times as large as the right one."),
-    Measure("mirror_mm", "high", 0.8, "The two sides of the hypothalamus lie {value:.1f} mm from mirror images."),
-    Measure("centroid_x_mm", "both", 0.8, "The hypothalamus lies {value:.1f} mm beside the midsagittal plane."),
-    Measure("centroid_y_mm", "both", 1.5, "The hypothalamus lies at y = {value:.1f} mm, which is unusual."),
-    Measure("centroid_z_mm", "both", 1.5, "The hypothalamus lies at z = {value:.1f} mm, which is unusual."),
-    Measure("extent_x_mm", "both", 0.8, "The hypothalamus has an unusual width (SD {value:.1f} mm)."),
-    Measure("extent_y_mm", "both", 0.8, "The hypothalamus has an unusual length (SD {value:.1f} mm)."),
-    Measure("extent_z_mm", "both", 0.8, "The hypothalamus has an unusual height (SD {value:.1f} mm)."),
-    Measure("islands", "high", 0.03, "{value:.0%} of the outline lay apart from the hypothalamus and was dropped."),
+    Measure("asymmetry", "both", 0.10, "The left {structure} is {ratio:.2f} times as large as the right one."),
+    Measure(
+        "mirror_mm",
+        "high",
+        0.8,
+        "The two sides of the {structure} are not mirror images: their centres differ by {value:.1f} mm.",
+    ),
+    Measure("centroid_x_mm", "both", 0.8, "The {structure} lies {value:.1f} mm beside the midsagittal plane."),
+    Measure("centroid_y_mm", "both", 1.5, "The {structure} lies at y = {value:.1f} mm, which is unusual."),
+    Measure("centroid_z_mm", "both", 1.5, "The {structure} lies at z = {value:.1f} mm, which is unusual."),
+    Measure("extent_x_mm", "both", 0.8, "The {structure} has an unusual width (SD {value:.1f} mm)."),
+    Measure("extent_y_mm", "both", 0.8, "The {structure} has an unusual length (SD {value:.1f} mm)."),
+    Measure("extent_z_mm", "both", 0.8, "The {structure} has an unusual height (SD {value:.1f} mm)."),
+    Measure("islands", "high", 0.03, "{value:.0%} of the segmentation lay apart from the {structure} and was removed."),
     Measure("faces", "high", 1.0, ""),
-    Measure("margin_mm", "low", 3.0, "The field of view ends {value:.0f} mm from the hypothalamus."),
-    Measure("unseen", "high", 0.03, "{value:.0%} of the hypothalamus was not imaged and is inferred."),
+    Measure("margin_mm", "low", 3.0, "The field of view ends {value:.0f} mm from the {structure}."),
+    Measure("unseen", "high", 0.03, "{value:.0%} of the {structure} was not imaged and is inferred."),
     Measure("cavity_unseen", "high", 0.03, ""),
     Measure("icv_ml", "both", 0.15, "The intracranial volume of {value:.0f} ml is unusual.", logarithmic=True),
-    Measure("cavity_length", "both", 0.05, "The cranial cavity is {value:.2f} times as long as it is wide.", True),
-    Measure("cavity_height", "both", 0.05, "The cranial cavity is {value:.2f} times as high as it is wide.", True),
-    Measure("cavity_x_mm", "both", 2.0, "The cranial cavity lies {value:.1f} mm beside the midsagittal plane."),
-    Measure("cavity_y_mm", "both", 4.0, "The cranial cavity lies at y = {value:.0f} mm, which is unusual."),
-    Measure("cavity_z_mm", "both", 4.0, "The cranial cavity lies at z = {value:.0f} mm, which is unusual."),
-    Measure("alignment_score", "low", 0.05, "The brain resembles the template little ({value:.2f})."),
-    Measure("alignment_error_mm", "high", 0.3, "The commissures are uncertain by {value:.1f} mm."),
-    Measure("acpc_mm", "both", 2.0, "The commissures are {value:.1f} mm apart."),
-    Measure("stretch", "high", 0.05, "The head is stretched {value:.2f} times against the template.", logarithmic=True),
+    Measure("cavity_length", "both", 0.05, "The intracranial volume is {value:.2f} times as long as it is wide.", True),
+    Measure("cavity_height", "both", 0.05, "The intracranial volume is {value:.2f} times as high as it is wide.", True),
+    Measure("cavity_x_mm", "both", 2.0, "The intracranial volume lies {value:.1f} mm beside the midsagittal plane."),
+    Measure("cavity_y_mm", "both", 4.0, "The intracranial volume lies at y = {value:.0f} mm, which is unusual."),
+    Measure("cavity_z_mm", "both", 4.0, "The intracranial volume lies at z = {value:.0f} mm, which is unusual."),
+    Measure("alignment_score", "low", 0.05, "The brain matches the template poorly (correlation {value:.2f})."),
+    Measure("alignment_error_mm", "high", 0.3, "The position of the commissures is uncertain by {value:.1f} mm."),
+    Measure("acpc_mm", "both", 2.0, "The commissures are {value:.1f} mm apart, which is unusual."),
+    Measure(
+        "stretch",
+        "high",
+        0.05,
+        "Compared with the template, the head is stretched {value:.2f} times along one direction.",
+        logarithmic=True,
+    ),
     Measure("flagged", "high", 0.7, ""),
-    Measure("noise", "high", 0.2, "The image is noisy: {value:.1%} of its contrast.", logarithmic=True),
-    Measure("edge_mm", "high", 0.2, "Edges are blurred over {value:.1f} mm.", logarithmic=True),
+    Measure("noise", "high", 0.2, "The image is noisy: the noise is {value:.1%} of the contrast.", logarithmic=True),
+    Measure("edge_mm", "high", 0.2, "The image is blurred: edges are {value:.1f} mm wide.", logarithmic=True),
     Measure("voxel_mm", "high", 0.5, "Voxels are up to {value:.1f} mm long.", logarithmic=True),
-    Measure("separability", "low", 0.03, "Grey matter, white matter and fluid stand little apart ({value:.2f})."),
-    Measure("fluid", "high", 0.1, "Fluid is bright: {value:.2f} of white matter."),
+    Measure(
+        "separability",
+        "low",
+        0.03,
+        "Grey matter, white matter and fluid are hard to tell apart (separability {value:.2f}).",
+    ),
+    Measure("fluid", "high", 0.1, "Fluid is bright: {value:.2f} times as bright as white matter."),
     Measure("sides", "both", 0.1, "The left half of the head is {ratio:.2f} times as bright as the right one."),
-    Measure("air", "high", 0.7, "Air is {value:.1f} times as bright as noise makes it.", logarithmic=True),
+    Measure("air", "high", 0.7, "Air is {value:.1f} times as bright as noise alone would make it.", logarithmic=True),
 )
-"""What is looked at. The ranges are measured (``hypodask/weights/reference.json``); the steps were chosen, and some
-changed once, in view of the very runs that ``docs/quality.md`` tells of."""
+"""All measures. Their ranges are measured (``hypodask/weights/reference.json``). Their steps were chosen, and some were
+changed once after seeing the very runs that ``docs/quality.md`` reports."""
 
-SUSPICIOUS = 1.0
-"""Steps beyond its range at which a measure is told in the warnings: alone it has halved the score by then."""
+_SUSPICIOUS_STEPS = 1.0
+"""Measures at least so many steps outside of their range are named in the warnings."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +121,13 @@ class Quality:
     """How far the result of a scan can be trusted, and why not."""
 
     score: float
-    """From 0, worthless, to 1, nothing unusual; 1/2 where one measure is one step beyond its range."""
+    """From 0 (worthless) to 1 (nothing unusual); 1/2 where one measure is one step outside of its range."""
     reasons: tuple[str, ...]
-    """A sentence about each measure far beyond its range, the worst first."""
+    """A sentence about each measure that is one step outside of its range or more, the worst first."""
 
 
 def examine(
-    scan: Scan,
-    alignment: Alignment,
-    hypothalamus: Volumes,
-    icv: Volumes,
-    cavity: UInt8[ndarray, "i j k"],
+    scan: Scan, alignment: Alignment, volumes: Mapping[str, Volumes], icv_map: UInt8[ndarray, "i j k"]
 ) -> Measures:
     """Every measure of one scan; not-a-number where one cannot be taken.
 
@@ -106,73 +135,65 @@ def examine(
     ----------
     scan, alignment
         The image, and where its commissures are.
-    hypothalamus, icv
-        Tidied outlines of both networks.
-    cavity
-        Label map of the cranial cavity on the scan's own voxels.
+    volumes
+        By structure: cleaned segmentations and volumes, of the main structure and of the head's size at least.
+    icv_map
+        ICV mask on the scan's own voxels.
     """
-    levels = _levels(scan, cavity)
+    some = image.coarse_index(scan.grid)
+    inside = scan.data[some][icv_map[some] > 0]
+    levels = image.levels(inside) if inside.size else image.Levels(0.0, float(scan.data.max()))
+    main = volumes[MAIN.name]
     return {
-        **_of_outline(hypothalamus, alignment),
-        **_of_field_of_view(scan, alignment, hypothalamus, levels),
-        **_of_cavity(scan, icv, cavity),
+        **_of_segmentation(main, alignment),
+        **_of_field_of_view(scan, alignment, main, levels),
+        **_of_icv(scan, volumes[HEAD_SIZE.name], icv_map),
         **_of_pose(alignment),
-        **_of_image(scan, alignment, cavity, levels),
+        **_of_image(scan, alignment, icv_map, levels),
     }
 
 
-def _levels(scan: Scan, cavity: UInt8[ndarray, "i j k"]) -> image.Levels:
-    some = image.coarse(scan.grid)
-    inside = scan.data[some][cavity[some] > 0]
-    return image.levels(inside) if inside.size else image.Levels(0.0, float(scan.data.max()))
-
-
-def _of_outline(hypothalamus: Volumes, alignment: Alignment) -> Measures:
-    found = hypothalamus.tidied
-    acpc_from_grid = np.eye(4) if found.grid.space == "acpc" else alignment.acpc_from_scanner
-    acpc_from_vox = acpc_from_grid @ found.grid.space_from_vox
+def _of_segmentation(main: Volumes, alignment: Alignment) -> Measures:
+    """Of the segmentation of the main structure: certainty, agreement, symmetry, place and extent."""
+    found = main.cleaned
+    acpc_from_vox = main.to_acpc(alignment) @ found.grid.space_from_vox
     whole = 1 - found.posteriors[0]
-    left, right = (_side(hypothalamus, side) for side in ("left", "right"))
-    everywhere, *sides = (outline.place(part, acpc_from_vox) for part in (whole, left, right))
+    left, right = found.side_posterior("left"), found.side_posterior("right")
+    everywhere, *sides = (shape.place_of(part, acpc_from_vox) for part in (whole, left, right))
     return {
-        "border_entropy": outline.border_entropy(whole, found.grid.spacing_mm),
-        "member_spread": outline.member_spread(found.member_wholes),
-        "member_overlap": outline.member_overlap(found.member_wholes, whole),
-        "asymmetry": outline.log_ratio(float(left.sum()), float(right.sum())),
-        "mirror_mm": outline.mirror_distance_mm(*sides),
+        "border_entropy": shape.boundary_entropy(whole, found.grid.spacing_mm),
+        "member_spread": shape.member_spread(found.member_wholes),
+        "member_overlap": shape.member_overlap(found.member_wholes, whole),
+        "asymmetry": shape.log_ratio(float(left.sum()), float(right.sum())),
+        "mirror_mm": shape.mirror_distance_mm(*sides),
         **{f"centroid_{axis}_mm": float(v) for axis, v in zip("xyz", everywhere.centroid_mm, strict=True)},
         **{f"extent_{axis}_mm": float(v) for axis, v in zip("xyz", everywhere.sd_mm, strict=True)},
-        "islands": hypothalamus.islands_mm3 / hypothalamus.label_mm3[found.labels.whole],
+        "islands": main.islands_mm3 / main.label_mm3[found.labels.whole],
         "faces": float(len(faces_reached(found.label_map > 0, found.grid, found.grid, np.eye(4)))),
     }
 
 
-def _side(volumes: Volumes, side: Literal["left", "right"]) -> Float[ndarray, "i j k"]:
-    """Posterior of one side."""
-    found = volumes.tidied
-    channels = [1 + found.labels.structures.index(label.structure) for label in found.labels.of(side)]
-    posterior: Float[ndarray, "i j k"] = found.posteriors[channels].sum(axis=0)
-    return posterior
-
-
-def _of_field_of_view(scan: Scan, alignment: Alignment, hypothalamus: Volumes, levels: image.Levels) -> Measures:
-    found = hypothalamus.tidied
+def _of_field_of_view(scan: Scan, alignment: Alignment, main: Volumes, levels: image.Levels) -> Measures:
+    """How much of the main structure was imaged, and how much room there is around it."""
+    found = main.cleaned
     to_scanner = np.linalg.inv(alignment.acpc_from_scanner) if found.grid.space == "acpc" else np.eye(4)
-    vox = outline.inside_voxels(found.label_map > 0, found.grid, scan.grid, to_scanner)
+    indices = shape.indices_in_scan(found.label_map > 0, found.grid, scan.grid, to_scanner)
     return {
-        "margin_mm": outline.margin_mm(vox, scan.grid),
-        "unseen": outline.share_unseen(vox, scan.data, image.BLACK * levels.white),
+        "margin_mm": shape.margin_mm(indices, scan.grid),
+        "unseen": shape.unseen_share(indices, scan.data, image.BLACK * levels.white),
     }
 
 
-def _of_cavity(scan: Scan, icv: Volumes, cavity: UInt8[ndarray, "i j k"]) -> Measures:
-    found = icv.tidied
-    place = outline.place(1 - found.posteriors[0][::2, ::2, ::2], found.grid.space_from_vox @ np.diag([2, 2, 2, 1]))
+def _of_icv(scan: Scan, icv: Volumes, icv_map: UInt8[ndarray, "i j k"]) -> Measures:
+    """Size, shape and place of the intracranial volume."""
+    found = icv.cleaned
+    # Every second voxel is enough for place and shape.
+    place = shape.place_of(1 - found.posteriors[0][::2, ::2, ::2], found.grid.space_from_vox @ np.diag([2, 2, 2, 1]))
     width, length, height = place.sd_mm.tolist()
-    imaged = np.count_nonzero(cavity) * scan.grid.voxel_volume_mm3
+    imaged = np.count_nonzero(icv_map) * scan.grid.voxel_volume_mm3
     return {
-        "cavity_unseen": max(0.0, 1 - imaged / icv.label_mm3["icv"]),
-        "icv_ml": icv.soft_mm3["icv"] / 1000,
+        "cavity_unseen": max(0.0, 1 - imaged / icv.label_mm3[HEAD_SIZE.name]),
+        "icv_ml": icv.soft_mm3[HEAD_SIZE.name] / 1000,
         "cavity_length": length / width,
         "cavity_height": height / width,
         **{f"cavity_{axis}_mm": float(v) for axis, v in zip("xyz", place.centroid_mm, strict=True)},
@@ -180,6 +201,7 @@ def _of_cavity(scan: Scan, icv: Volumes, cavity: UInt8[ndarray, "i j k"]) -> Mea
 
 
 def _of_pose(alignment: Alignment) -> Measures:
+    """How certain the alignment is, and how the head differs from the template."""
     sizes = np.linalg.svd(alignment.mni_from_scanner[:3, :3], compute_uv=False)
     return {
         "alignment_score": alignment.score,
@@ -190,9 +212,10 @@ def _of_pose(alignment: Alignment) -> Measures:
     }
 
 
-def _of_image(scan: Scan, alignment: Alignment, cavity: UInt8[ndarray, "i j k"], levels: image.Levels) -> Measures:
-    some = image.coarse(scan.grid)
-    data, inside = scan.data[some], cavity[some] > 0
+def _of_image(scan: Scan, alignment: Alignment, icv_map: UInt8[ndarray, "i j k"], levels: image.Levels) -> Measures:
+    """Noise, resolution, contrast and brightness of the image."""
+    some = image.coarse_index(scan.grid)
+    data, inside = scan.data[some], icv_map[some] > 0
     steps = np.array([part.step for part in some])
     acpc_from_some = alignment.acpc_from_scanner @ scan.grid.space_from_vox @ np.diag([*steps, 1])
     box = scan.data[image.box_about_hypothalamus(scan.grid, alignment.acpc_from_scanner)]
@@ -210,51 +233,68 @@ def _of_image(scan: Scan, alignment: Alignment, cavity: UInt8[ndarray, "i j k"],
 
 
 def judge(measures: Mapping[str, float], reference: Reference | None = None) -> Quality:
-    """One score of all measures: each against its range on sound scans.
+    """The quality score of a scan, and why it is low. How it is made stands at the top of this module.
 
-    A measure within its range costs nothing. Beyond it, its excess is counted in steps: the measure's own or, where
-    both directions are suspicious, half the width of the range if that is more. The score is 2 to the power of minus
-    the root of the sum of the squared excesses.
+    Parameters
+    ----------
+    measures
+        As :func:`examine` gives them; one that is missing or not-a-number costs nothing.
+    reference
+        Ranges on good-quality scans; by default those that come with hypodask.
+
+    Raises
+    ------
+    ModelError
+        If a measure was taken that the reference has no range for.
 
     Examples
     --------
-    >>> sound = {name: range_.low for name, range_ in load_reference().ranges.items()}
-    >>> judge(sound)
+    >>> usual = {name: range_.low for name, range_ in load_reference().ranges.items()}
+    >>> judge(usual)
     Quality(score=1.0, reasons=())
-    >>> judge(sound | {"noise": 0.5}).reasons
-    ('The image is noisy: 50.0% of its contrast.',)
+    >>> judge(usual | {"noise": 0.5}).reasons
+    ('The image is noisy: the noise is 50.0% of the contrast.',)
     """
     reference = reference or load_reference()
-    excesses = {m: excess(m, compared(m, measures), reference) for m in MEASURES}
-    told = sorted((m for m in MEASURES if m.sentence and excesses[m] >= SUSPICIOUS), key=lambda m: -excesses[m])
-    total = float(np.linalg.norm(list(excesses.values())))
-    return Quality(2.0**-total, tuple(_sentences(told, measures)))
+    steps = {m: steps_outside(m, comparable_value(m, measures), reference) for m in MEASURES}
+    worst = sorted((m for m in MEASURES if m.sentence and steps[m] >= _SUSPICIOUS_STEPS), key=lambda m: -steps[m])
+    total = float(np.linalg.norm(list(steps.values())))
+    return Quality(2.0**-total, tuple(_sentence(m, measures[m.name]) for m in worst))
 
 
-def compared(measure: Measure, measures: Mapping[str, float]) -> float:
-    """The value of a measure as it is compared: as voxels of 1 mm would have it."""
+def comparable_value(measure: Measure, measures: Mapping[str, float]) -> float:
+    """The value of a measure that voxels of 1 mm would have given; not-a-number where it is missing."""
     voxel_mm = measures.get("voxel_mm", 1.0)
     return measures.get(measure.name, np.nan) - measure.per_voxel_mm * max(voxel_mm - 1, 0.0)
 
 
-def excess(measure: Measure, value: float, reference: Reference) -> float:
-    """Steps by which a value lies beyond the range of sound scans; 0 where it was not measured."""
-    if measure.name not in reference.ranges or not np.isfinite(value):
+def steps_outside(measure: Measure, value: float, reference: Reference) -> float:
+    """How many steps a value lies outside of the range of good-quality scans; 0 inside, or where it was not measured.
+
+    Raises
+    ------
+    ModelError
+        If the measure was taken and the reference has no range for it.
+    """
+    if not np.isfinite(value):
         return 0.0
+    if measure.name not in reference.ranges:
+        raise ModelError(
+            f"the reference ranges of quality have none for {measure.name!r}; they have {', '.join(reference.ranges)}: "
+            "measure them anew after adding a measure (CONTRIBUTING.md)"
+        )
     limits = reference.ranges[measure.name]
-    low, high, at = (_scaled(measure, v) for v in (limits.low, limits.high, value))
-    beyond = {"high": at - high, "low": low - at, "both": max(at - high, low - at)}[measure.suspicious]
-    # The range of a one-sided measure is wide for reasons that are none, such as air that was masked.
+    low, high, at = limits.low, limits.high, value
+    if measure.logarithmic:
+        low, high, at = (float(np.log(max(v, 1e-6))) for v in (low, high, at))
+    outside = {"high": at - high, "low": low - at, "both": max(at - high, low - at)}[measure.suspicious]
+    # Where one side is suspicious, the range may be wide for harmless reasons, such as air that was masked.
     half_width = (high - low) / 2 if measure.suspicious == "both" else 0.0
-    return max(beyond, 0.0) / max(measure.step, half_width)
+    return max(outside, 0.0) / max(measure.step, half_width)
 
 
-def _scaled(measure: Measure, value: float) -> float:
-    return float(np.log(max(value, 1e-6))) if measure.logarithmic else value
-
-
-def _sentences(told: list[Measure], measures: Mapping[str, float]) -> Iterator[str]:
-    for measure in told:
-        value = measures[measure.name]
-        # Asymmetries are logarithms of ratios.
-        yield measure.sentence.format(value=value, ratio=np.exp(np.clip(value, -9, 9)))
+def _sentence(measure: Measure, value: float) -> str:
+    """What the warnings say of a measure."""
+    # Asymmetries are logarithms of ratios; beyond 9 the ratio would overflow and says nothing more.
+    ratio = np.exp(np.clip(value, -9, 9))
+    return measure.sentence.format(value=value, ratio=ratio, structure=MAIN.title.lower())

@@ -1,33 +1,17 @@
-"""Figures and the report of a study: one self-contained HTML page, readable without the cluster or JAX.
+"""Figures and the report of a study: one self-contained HTML page, made without JAX or a cluster.
 
 ====================  =====================================================================
 module                what it makes
 ====================  =====================================================================
 ``figures``           groups as boxes and points with significance brackets
 ``forest``            the effect of each site and of all together
-``slices``            coronal slices with outlines, and the head with its intracranial volume
-``pictures``          what those figures draw, read from the store of a scan
-``tables``            tables of the statistics as text for people
-``page``              the HTML page, and which scans get a picture on it
+``slices``            coronal slices with the outlines of labels; planes with the outline of the ICV mask
+``pictures``          the arrays that ``slices`` draws, read from the store of a scan
+``tables``            tables of the statistics as text for readers
+``page``              the HTML page, and the choice of scans that it shows
 ====================  =====================================================================
 """
 
-from hypodask.report.figures import group_figure
-from hypodask.report.forest import forest_figure
-from hypodask.report.page import render, write, write_report
-from hypodask.report.pictures import Pictures, read_pictures
-from hypodask.report.slices import Plane, Slices, plane_figure, slice_figure
+import lazy_loader
 
-__all__ = [
-    "Pictures",
-    "Plane",
-    "Slices",
-    "forest_figure",
-    "group_figure",
-    "plane_figure",
-    "read_pictures",
-    "render",
-    "slice_figure",
-    "write",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

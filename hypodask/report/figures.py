@@ -9,23 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from hypodask.core.structures import title_of
 from hypodask.stats.samples import done_scans, excluded_scans, group_labels, group_names, values_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by people with any colour vision (Okabe & Ito 2008)."""
+"""Colours that people with any colour vision can tell apart (Okabe & Ito 2008)."""
 
 INK = "#222222"
 
 PLAIN_TEXT = rc_context({"text.parse_math": False})
-"""For every function that draws text from outside: a group may be called ``$\\frac$``."""
+"""For every function that draws text of the user: a group may be called ``$\\frac$``, which is no formula."""
 
-MOST_POINTS = 400
-"""Points drawn per group; more than these would hide the box. Boxes are over all."""
+_MOST_POINTS = 400
+"""Largest number of points drawn for a group, since more would hide the box. The box is made of all values."""
 
-MOST_BRACKETS = 6
-"""With more pairs than these only comparisons with the first group that has one are drawn."""
+_MOST_BRACKETS = 6
+"""With more pairs than this, only comparisons with the first group are drawn."""
 
-STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 @PLAIN_TEXT
@@ -43,7 +44,7 @@ def group_figure(
     Parameters
     ----------
     ds
-        Results; scans that are not done have no point, ``excluded`` ones a cross and no part in the box.
+        Results. A scan that is not done has no point; an ``excluded`` one is a cross and does not count in the box.
     variable, structure
         Such as ``normalized_volume_mm3`` of the ``hypothalamus``.
     comparisons
@@ -72,7 +73,10 @@ def group_figure(
     for position, name in enumerate(names):
         colour = COLOURS[position % len(COLOURS)]
         _draw_box(axes, position, values[kept & (labels == name)], colour)
-        _draw_crosses(axes, position, values[crossed & (labels == name)])
+        left_out = _some(values[crossed & (labels == name)])
+        axes.scatter(
+            position + _jitter(len(left_out)), left_out, s=22, marker="x", color="#666666", linewidths=1, zorder=4
+        )
     if comparisons is not None and len(comparisons):
         _draw_brackets(axes, comparisons, names, float(np.nanmax(values[kept | crossed], initial=-np.inf)))
     counts = [int((kept & (labels == name)).sum()) for name in names]
@@ -104,19 +108,14 @@ def _draw_box(axes: Axes, position: int, values: Float[ndarray, " n"], colour: s
     axes.scatter(position + _jitter(len(shown)), shown, s=9, color=colour, alpha=0.55, linewidths=0, zorder=2)
 
 
-def _draw_crosses(axes: Axes, position: int, values: Float[ndarray, " n"]) -> None:
-    shown = _some(values)
-    axes.scatter(position + _jitter(len(shown)), shown, s=22, marker="x", color="#666666", linewidths=1, zorder=4)
-
-
 def _some(values: Float[ndarray, " n"]) -> Float[ndarray, " m"]:
-    if len(values) <= MOST_POINTS:
+    if len(values) <= _MOST_POINTS:
         return values
-    return np.random.default_rng(0).choice(values, MOST_POINTS, replace=False)
+    return np.random.default_rng(0).choice(values, _MOST_POINTS, replace=False)
 
 
 def _jitter(n: int) -> Float[ndarray, " n"]:
-    """Sideways shifts that are the same each time a figure is drawn."""
+    """Sideways shifts, the same each time that a figure is drawn."""
     return np.random.default_rng(n).uniform(-0.17, 0.17, n)
 
 
@@ -125,23 +124,25 @@ def _draw_brackets(axes: Axes, comparisons: pd.DataFrame, names: list[str], top:
         return
     low, _ = axes.get_ylim()
     step = (top - low) * 0.11
-    for left, right, level, p in bracket_levels(comparisons, names):
+    for left, right, level, p in _bracket_levels(comparisons, names):
         height = top + step * (0.5 + level)
         axes.plot([left, left, right, right], height - step * np.array([0.2, 0, 0, 0.2]), color=INK, linewidth=1)
-        axes.text((left + right) / 2, height + step * 0.06, stars(p), ha="center", va="bottom", fontsize=8.5, color=INK)
+        axes.text(
+            (left + right) / 2, height + step * 0.06, _stars(p), ha="center", va="bottom", fontsize=8.5, color=INK
+        )
         axes.set_ylim(top=height + step * 0.9)
 
 
-def bracket_levels(comparisons: pd.DataFrame, names: list[str]) -> list[tuple[float, float, int, float]]:
-    """Place brackets so that none crosses another: left and right end, level from below, p.
+def _bracket_levels(comparisons: pd.DataFrame, names: list[str]) -> list[tuple[float, float, int, float]]:
+    """Place brackets so that none crosses another: left end, right end, level counted from below, p.
 
     >>> rows = [("b", "a", 0.01), ("c", "a", 0.2), ("c", "b", 0.9)]
     >>> table = pd.DataFrame(rows, columns=["group_a", "group_b", "p_recommended"])
-    >>> [(left, right, level) for left, right, level, p in bracket_levels(table, ["a", "b", "c"])]
+    >>> [(left, right, level) for left, right, level, p in _bracket_levels(table, ["a", "b", "c"])]
     [(0.04, 0.96, 0), (1.04, 1.96, 0), (0.04, 1.96, 1)]
     """
     tested = comparisons[comparisons["p_recommended"].notna()]
-    if len(tested) > MOST_BRACKETS:
+    if len(tested) > _MOST_BRACKETS:
         tested = tested[(tested["group_a"] == names[0]) | (tested["group_b"] == names[0])]
     ends = [sorted((names.index(a), names.index(b))) for a, b in zip(tested["group_a"], tested["group_b"], strict=True)]
     spans = sorted(
@@ -156,13 +157,13 @@ def bracket_levels(comparisons: pd.DataFrame, names: list[str]) -> list[tuple[fl
     return placed
 
 
-def stars(p: float) -> str:
-    """Significance as a reader of journals expects it.
+def _stars(p: float) -> str:
+    """Significance as journals print it.
 
-    >>> stars(0.0133), stars(0.7), stars(1e-5)
+    >>> _stars(0.0133), _stars(0.7), _stars(1e-5)
     ('* p = 0.013', 'n.s. p = 0.70', '*** p < 0.001')
     """
-    mark = next((mark for level, mark in STARS if p < level), "n.s.")
+    mark = next((mark for level, mark in _STARS if p < level), "n.s.")
     return f"{mark} {format_p(p)}"
 
 
@@ -182,7 +183,7 @@ def format_p(p: float) -> str:
 def _title(ds: xr.Dataset, variable: str, structure: str | None) -> str:
     words = variable.removesuffix("_mm3").replace("_", " ").replace("normalized volume", "ICV-normalized volume")
     units = ds[variable].attrs.get("units", "").replace("mm3", "mm³")
-    name = f"{structure.replace('_', ' ')}: {words}" if structure else words
+    name = f"{title_of(structure)}: {words}" if structure else words
     return f"{name} ({units})" if units else name
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML page without a single external request, from the results alone."""
+"""The report: one HTML page, made from the results alone, that loads nothing from elsewhere."""
 
 import base64
 import io
@@ -18,46 +18,50 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from hypodask.accounts import at_work
-from hypodask.dataset import open_results, read_cohort
-from hypodask.digests import write_sealed
-from hypodask.errors import HypodaskError, ResultsError, StoreError
-from hypodask.journal import read_journal
-from hypodask.leases import PATIENCE_SECONDS, held
-from hypodask.location import Location, writing
+from hypodask.core.errors import HypodaskError, ResultsError, StoreError
+from hypodask.core.structures import HEAD_SIZE, MAIN, STRUCTURES, title_of
+from hypodask.core.variables import LOW_QUALITY
+from hypodask.files.digests import write_sealed
+from hypodask.files.leases import PATIENCE_SECONDS, held
+from hypodask.files.location import Location, writing
 from hypodask.report import tables
 from hypodask.report.figures import group_figure
 from hypodask.report.pictures import Pictures, read_pictures
 from hypodask.report.slices import plane_figure, slice_figure
-from hypodask.stats import PaperResult, check_exclusions, compare_exclusions, compare_icv_adjustments, paper
+from hypodask.stats.exclusions import check_exclusions, compare_exclusions
+from hypodask.stats.groups import compare_groups
+from hypodask.stats.head_size import compare_icv_adjustments
+from hypodask.stats.published import PaperResult, paper
 from hypodask.stats.samples import done_scans, group_labels, group_names, values_of
-from hypodask.variables import LOW_QUALITY
+from hypodask.storage.journal import read_journal
+from hypodask.study.results import open_results, read_cohort
+from hypodask.study.runs import at_work
 
-MOST_PICTURES = 60
-"""Scans with pictures, about 0.1 MB each."""
+_MOST_PICTURES = 60
+"""Most scans that are shown with pictures, which are about 0.1 MB for each scan."""
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-SHOWN_DIGITS = 12
-"""Digits of a digest that the name of a network shows."""
+_SHOWN_DIGITS = 12
+"""Digits of the sha256 of its weights in the name of a network."""
 
-MOST_ROWS = 2000
-"""Rows of the table of scans: a page that a browser still scrolls well. The others are in volumes.tsv."""
+_MOST_ROWS = 2000
+"""Most rows of the table of scans; browsers scroll longer tables badly. The other scans are in volumes.tsv."""
 
-NORMALIZED = "normalized_volume_mm3"
+_NORMALIZED = "normalized_volume_mm3"
 
 
-def write_report(url: str, *, reference: str | None = None, pictures: int = MOST_PICTURES) -> str:
+def write_report(url: str, *, reference: str | None = None, pictures: int = _MOST_PICTURES) -> str:
     """Write ``report.html`` into an output folder, from what is stored there.
 
     Parameters
     ----------
     url
-        Output folder or fsspec URL of a finished run.
+        Output folder or fsspec URL of a finished run, with the stores of the scans.
     reference
-        Group the others are compared with; see :func:`render` for what is taken without it.
+        Group that the others are compared with; :func:`render` says which one is taken by default.
     pictures
-        Number of scans to show; the other scans are in the table only.
+        Most scans to show with pictures; the other scans are in the table only.
 
     Returns
     -------
@@ -67,53 +71,37 @@ def write_report(url: str, *, reference: str | None = None, pictures: int = MOST
     Raises
     ------
     ResultsError
-        If there are no results at ``url``.
+        If there are no results at ``url``, or no scan is in the reference group that was asked for.
+    ClusterError
+        If a participant is being removed from the output.
     OutputError
         If the page cannot be written.
     """
-    return write(open_results(url), url, reference=reference, pictures=pictures)
-
-
-def write(ds: xr.Dataset, url: str, *, reference: str | None = None, pictures: int = MOST_PICTURES) -> str:
-    """Write ``report.html`` of a results dataset into an output folder; return its path or URL.
-
-    Parameters
-    ----------
-    ds
-        Results; where they were normalized, the reference group of that is taken.
-    url
-        Output folder or fsspec URL that holds the stores of the scans.
-    reference, pictures
-        As in :func:`write_report`.
-    """
-    place = Location(url)
-    # A participant may not leave while their pictures are drawn, and two pages are not written at once.
+    place, ds = Location(url), open_results(url)
+    # No participant can be removed while their pictures are drawn, and two pages are not written at once.
     with at_work(place):
-        ds = _without_those_who_left(ds, url)
-        page = render(ds, _all_pictures(place, ds, pictures), reference=reference)
+        ds = _without_removed(ds, url)
+        shown = {scan: _pictures(place, ds, scan) for scan in _choose_scans(ds, pictures)}
+        page = render(ds, shown, reference=reference)
         with writing(place), held(place, "report", patience=PATIENCE_SECONDS):
             write_sealed(place.child("report.html"), page.encode())
     return place.child("report.html").url
 
 
-def _all_pictures(place: Location, ds: xr.Dataset, number: int) -> dict[str, "Pictures | str"]:
-    return {scan: _pictures(place, ds, scan) for scan in choose_scans(ds, number)}
-
-
-def _without_those_who_left(ds: xr.Dataset, url: str) -> xr.Dataset:
-    """The results without scans that are neither in the table of the output nor in its journal any more."""
+def _without_removed(ds: xr.Dataset, url: str) -> xr.Dataset:
+    """The results without scans that were removed from the output after these results were read."""
     try:
         known = {*read_cohort(url)["scan"], *read_journal(url).index}
     except (ResultsError, StoreError):
-        return ds  # results of another place, or an output that every reader complains of
+        return ds  # the results came from elsewhere, or the output is damaged, which other readers report
     left = [scan for scan in ds["scan"].to_numpy().tolist() if scan not in known]
     if left:
-        log.warning("%d scans were removed from %s since these results were read; they are left out", len(left), url)
+        _log.warning("%d scans were removed from %s after its results were read; the report omits them", len(left), url)
     return ds.isel(scan=~np.isin(ds["scan"].to_numpy(), left)) if left else ds
 
 
 def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
-    """Pictures of one scan, or the reason why there are none: a damaged store must not cost the report."""
+    """Pictures of one scan, or the reason why there are none: the report is made although a store is damaged."""
     store = str(ds["store"].sel(scan=scan).item()) if "store" in ds else ""
     if not store:
         return "nothing was stored for this scan"
@@ -123,11 +111,11 @@ def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
         return f"no pictures: {error}"
 
 
-def choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
-    """Scans to look at: doubtful ones and those furthest from the median of their group, then the first ones.
+def _choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
+    """Scans to show: half of them suspicious ones, half the first of the dataset, so that usual scans are seen too.
 
-    Doubtful are a flagged pose and low quality. Half of the places go to each, so that ordinary scans are seen too. The
-    scans keep the order of the dataset.
+    Scans with a flagged pose or of low quality are the most suspicious, then those whose volumes are furthest from the
+    median of their group. The chosen scans keep the order of the dataset.
 
     Examples
     --------
@@ -135,7 +123,7 @@ def choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
     >>> ds = xr.Dataset(
     ...     {"volume_mm3": (("scan", "structure"), volumes)}, coords={"scan": list("abcde"), "structure": ["icv"]}
     ... )
-    >>> choose_scans(ds, 2)
+    >>> _choose_scans(ds, 2)
     ['a', 'd']
     """
     done = np.flatnonzero(done_scans(ds))
@@ -152,8 +140,8 @@ def choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
 
 
 def _deviance(ds: xr.Dataset, by: str | None) -> Float[ndarray, " scan"]:
-    """Largest distance of hypothalamus and ICV from the median of the group, in median absolute deviations."""
-    structures = [name for name in ("hypothalamus", "icv") if name in ds["structure"].to_numpy()]
+    """Largest distance of a structure's volume from the median of its group, in median absolute deviations."""
+    structures = [name for name in STRUCTURES if name in ds["structure"].to_numpy()]
     values = pd.DataFrame({name: values_of(ds, "volume_mm3", name) for name in structures})
     labels = group_labels(ds, by)
     distance = (values - values.groupby(labels).transform("median")).abs()
@@ -163,24 +151,24 @@ def _deviance(ds: xr.Dataset, by: str | None) -> Float[ndarray, " scan"]:
 
 
 def _groups_of(ds: xr.Dataset) -> str | None:
-    """The group column, where anybody has a group."""
+    """The group column; None where no scan has a group."""
     return "group" if "group" in ds.variables and (group_labels(ds, "group") != "").any() else None
 
 
 def _reference_of(ds: xr.Dataset, by: str | None, asked: str | None) -> str | None:
-    """The reference that was asked for, else that of the normalisation, else ``control`` if there is such a group."""
+    """The group that was asked for; else that of the normalization; else ``control`` if there is such a group."""
     if by is None:
         return None
     if asked is not None:
         return group_names(group_labels(ds, by), asked)[0]
     names = set(group_labels(ds, by))
-    used = ds[NORMALIZED].attrs.get("reference", "") if NORMALIZED in ds.variables else "control"
+    used = ds[_NORMALIZED].attrs.get("reference", "") if _NORMALIZED in ds.variables else "control"
     return used if used in names else None
 
 
 @dataclass(frozen=True, eq=False)
-class Analysis:
-    """The group statistics of a report, or why there are none."""
+class _Analysis:
+    """The group statistics of a report, or the problem that prevented them."""
 
     by: str | None
     reference: str | None
@@ -188,13 +176,13 @@ class Analysis:
     problem: str = ""
 
 
-def _analyse(ds: xr.Dataset, reference: str | None) -> Analysis:
+def _analyse(ds: xr.Dataset, reference: str | None) -> _Analysis:
     by = _groups_of(ds)
     reference = _reference_of(ds, by, reference)
     try:
-        return Analysis(by, reference, paper(ds, by=by, reference=reference))
+        return _Analysis(by, reference, paper(ds, by=by, reference=reference))
     except ResultsError as error:
-        return Analysis(by, reference, None, str(error))
+        return _Analysis(by, reference, None, str(error))
 
 
 def render(
@@ -211,18 +199,19 @@ def render(
     ds
         Results of a cohort; with a coordinate ``group`` the groups are compared.
     pictures
-        What to show of some scans, by scan; a text says why there is nothing.
+        What to show of some scans, by scan; or a text that says why there is nothing to show.
     reference
-        Group that the others are compared with. Without it the reference of the dataset's own normalisation is
-        taken, else ``control`` where there is such a group, else the mean ICV over all scans and no order of groups.
+        Group that the others are compared with. By default that of the dataset's own normalization; else ``control``
+        where there is such a group; else none: volumes are scaled to the mean ICV of all scans, and groups are compared
+        in alphabetical order.
     title
         Heading of the page.
 
     Returns
     -------
     str
-        HTML with its style and pictures inside; ids and reasons from outside are escaped. Where the group statistics
-        cannot be made the page says why, and the rest stands.
+        HTML with its style and pictures inside; texts of the user are escaped. Where the group statistics cannot be
+        made, the page says why and shows the rest.
 
     Raises
     ------
@@ -230,7 +219,7 @@ def render(
         If no scan is in the reference group that was asked for.
     """
     analysis = _analyse(ds, reference)
-    # From here on the dataset has outliers and normalised volumes, where there are any.
+    # The analysis marked outliers and added normalized volumes.
     shown = analysis.result.dataset if analysis.result else ds
     environment = Environment(
         loader=PackageLoader("hypodask.report", "."),
@@ -245,7 +234,7 @@ def render(
         run=_run(ds),
         analysis=analysis,
         groups=_group_section(analysis),
-        scans=tables.scan_table(shown.isel(scan=slice(MOST_ROWS)), analysis.by),
+        scans=tables.scan_table(shown.isel(scan=slice(_MOST_ROWS)), analysis.by),
         scans_total=ds.sizes["scan"],
         panels=list(_panels(shown, pictures)),
         methods=_methods(ds, analysis),
@@ -253,7 +242,7 @@ def render(
 
 
 def _run(ds: xr.Dataset) -> dict[str, Any]:
-    """What became of every scan."""
+    """How many scans were done, failed or skipped, and which."""
     status = ds["status"].to_numpy().astype(str)
     seconds = ds["seconds"].to_numpy() if "seconds" in ds else np.array([np.nan])
     return {
@@ -268,12 +257,12 @@ def _run(ds: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _group_section(analysis: Analysis) -> dict[str, Any] | None:
+def _group_section(analysis: _Analysis) -> dict[str, Any] | None:
     if analysis.result is None:
         return None
     found = analysis.result
     figure = group_figure(
-        found.dataset, NORMALIZED, "hypothalamus", found.comparisons, by=analysis.by, reference=analysis.reference
+        found.dataset, _NORMALIZED, MAIN.name, found.comparisons, by=analysis.by, reference=analysis.reference
     )
     return {
         "figure": _svg(figure),
@@ -287,15 +276,26 @@ def _group_section(analysis: Analysis) -> dict[str, Any] | None:
         "exclusion_counts": tables.exclusion_count_table(found.exclusion_counts),
         "exclusions": _table_or_none(tables.exclusion_table, found.exclusions),
         **_other_ways(found.dataset, analysis),
+        "others": _other_structures(found.dataset, analysis),
     }
 
 
-def _other_ways(ds: xr.Dataset, analysis: Analysis) -> dict[str, tables.Table | None]:
-    """The comparisons under other adjustments and rules of exclusion, and whether exclusion depends on the group."""
+def _other_structures(ds: xr.Dataset, analysis: _Analysis) -> tables.Table | None:
+    """The comparisons for every further structure that was measured."""
+    names = tables.other_structures(ds)
+    if analysis.by is None or not names:
+        return None
+    asked: dict[str, Any] = {"by": analysis.by, "reference": analysis.reference}
+    found = [compare_groups(ds, _NORMALIZED, structure=name, **asked).assign(structure=name) for name in names]
+    return _table_or_none(tables.comparison_table, pd.concat(found, ignore_index=True))
+
+
+def _other_ways(ds: xr.Dataset, analysis: _Analysis) -> dict[str, tables.Table | None]:
+    """The comparisons under other adjustments and exclusion rules, and whether exclusion depends on the group."""
     if analysis.by is None:
         return dict.fromkeys(("adjustments", "rules", "exclusion_tests"))
     asked: dict[str, Any] = {"by": analysis.by, "reference": analysis.reference}
-    rules = compare_exclusions(ds, NORMALIZED, structure="hypothalamus", **asked)
+    rules = compare_exclusions(ds, _NORMALIZED, structure=MAIN.name, **asked)
     return {
         "adjustments": _table_or_none(tables.adjustment_table, compare_icv_adjustments(ds, **asked)),
         "rules": _table_or_none(tables.rule_table, rules),
@@ -308,7 +308,7 @@ def _table_or_none(make: Callable[[Any], tables.Table], frame: Any) -> tables.Ta
 
 
 def _panels(ds: xr.Dataset, pictures: Mapping[str, "Pictures | str"]) -> Iterator[dict[str, Any]]:
-    """What the page shows of one scan."""
+    """The section of each scan that has pictures."""
     for scan, seen in pictures.items():
         one = ds.sel(scan=[scan])
         yield {
@@ -337,21 +337,22 @@ def _images(one: xr.Dataset, seen: Pictures) -> Iterator[tuple[str, str]]:
     scan = str(one["scan"].item())
     if seen.slices is not None:
         figure = slice_figure(seen.slices)
-        yield f"{scan}: coronal slices with the outline of the hypothalamus", _jpeg(figure)
+        shown = title_of(seen.slices.labels.whole).lower()
+        yield f"{scan}: coronal slices with the outline of the {shown}", _jpeg(figure)
     if seen.planes:
-        yield f"{scan}: three planes with the outline of the intracranial volume", _jpeg(plane_figure(seen.planes))
+        yield f"{scan}: three planes with the outline of the {HEAD_SIZE.title}", _jpeg(plane_figure(seen.planes))
 
 
 def _jpeg(figure: Figure) -> str:
     stream = io.BytesIO()
-    # Full colour resolution: thin outlines would smear otherwise.
+    # Without colour subsampling, which would blur thin outlines.
     figure.savefig(stream, format="jpeg", dpi=110, pil_kwargs={"quality": 85, "subsampling": 0, "optimize": True})
     return _data_url("image/jpeg", stream.getvalue())
 
 
 def _svg(figure: Figure) -> str:
     stream = io.BytesIO()
-    # Without a date and with fixed ids the same results give the same page.
+    # No date and fixed ids, so that the same results give the same page.
     with rc_context({"svg.hashsalt": "hypodask"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return _data_url("image/svg+xml", stream.getvalue())
@@ -361,9 +362,9 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _methods(ds: xr.Dataset, analysis: Analysis) -> dict[str, Any]:
-    """What the methods text names: who drew the outlines, which networks, which version."""
-    normalized = analysis.result.dataset[NORMALIZED].attrs if analysis.result else {}
+def _methods(ds: xr.Dataset, analysis: _Analysis) -> dict[str, Any]:
+    """Label protocols, networks, versions and reference group, for the text of the methods."""
+    normalized = analysis.result.dataset[_NORMALIZED].attrs if analysis.result else {}
     models = _distinct(ds, "model")
     return {
         "protocols": _distinct(ds, "protocol"),
@@ -382,19 +383,19 @@ def _distinct(ds: xr.Dataset, name: str) -> list[str]:
 
 
 def _cards(models: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Model cards of the shipped networks that made these volumes, known by the digest of their weights."""
+    """Model cards of the shipped networks that made these volumes, found by the digest of their weights."""
     digests = {digest for _, digest in _weights(models)}
-    return (card for card in _shipped_cards() if card["sha256"][:SHOWN_DIGITS] in digests)
+    return (card for card in _shipped_cards() if card["sha256"][:_SHOWN_DIGITS] in digests)
 
 
 def _without_card(models: Iterable[str]) -> list[str]:
-    """Networks that made volumes here and that no shipped card is of; extended outlines are not those of the card."""
-    known = {(name, card["sha256"][:SHOWN_DIGITS]) for card in _shipped_cards() for name in (card["name"], "")}
+    """Networks of these volumes without a shipped card, among them those of a further label protocol."""
+    known = {(name, card["sha256"][:_SHOWN_DIGITS]) for card in _shipped_cards() for name in (card["name"], "")}
     return sorted({f"{name} ({digest})" for name, digest in _weights(models) if (name, digest) not in known})
 
 
 def _weights(models: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Name and digest of all weights in names such as ``hypothalamus:0123 icv:4567+89ab``; only the first are named.
+    """Name and digest of all weights in texts such as ``hypothalamus:0123 icv:4567+89ab``; later ones have no name.
 
     >>> list(_weights(["hypothalamus:0123 icv:4567+89ab", ""]))
     [('hypothalamus', '0123'), ('icv', '4567'), ('', '89ab')]

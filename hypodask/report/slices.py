@@ -1,7 +1,7 @@
-"""Coronal slices with the outlines of the hypothalamus, and three planes with that of the ICV.
+"""Coronal slices with the outlines of labels, and three planes through the head with the outline of the ICV mask.
 
-Everything is drawn in millimetres of AC-PC space: the AC at (0, 0), the midsagittal plane at x = 0. How the arrays
-were read or resampled is not decided here.
+Everything is drawn in millimetres of AC-PC space: the AC is at (0, 0), the midsagittal plane at x = 0. Reading and
+resampling the arrays is done in :mod:`hypodask.report.pictures`.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy import ndarray
 
-from hypodask.labels import HYPOTHALAMUS, ICV, Label, LabelTable
+from hypodask.core.structures import HEAD_SIZE, MAIN, Label, LabelTable
 from hypodask.report.figures import PLAIN_TEXT
 
 Convention = Literal["radiological", "neurological"]
@@ -24,10 +24,10 @@ Convention = Literal["radiological", "neurological"]
 
 PlaneName = Literal["axial", "coronal", "sagittal"]
 
-GUIDE = "#9fb3c8"
+_GUIDE = "#9fb3c8"
 
-HALO = [withStroke(linewidth=1.1, foreground="black")]
-"""Keeps letters readable on white matter."""
+_HALO = [withStroke(linewidth=1.1, foreground="black")]
+"""Black rim that keeps letters readable on white matter."""
 
 Extent = tuple[float, float, float, float]
 """Outer edges of a picture: low and high horizontally, low and high vertically, mm."""
@@ -35,7 +35,7 @@ Extent = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """Coronal slices of one head and the labels on them; the two may have different pixel sizes."""
+    """Coronal slices of one scan and the labels on them; the two may have different pixel sizes."""
 
     image: Shaped[ndarray, "n i k"]
     """Intensities, any unit."""
@@ -47,13 +47,13 @@ class Slices:
     """Edges of ``image`` along x and z."""
     label_extent_mm: Extent
     """Edges of ``label_map`` along x and z."""
-    labels: LabelTable = HYPOTHALAMUS
+    labels: LabelTable = MAIN.label_tables[0]
     """Names and colours of the numbers in the label map, as its store has them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One plane through a head with the intracranial cavity on it."""
+    """One plane through the head, and the ICV mask on it."""
 
     name: PlaneName
     at_mm: float
@@ -61,7 +61,7 @@ class Plane:
     image: Shaped[ndarray, "h v"]
     """Intensities; the first axis is horizontal in the picture, the second vertical."""
     mask: UInt8[ndarray, "h v"]
-    """1 inside the cavity."""
+    """1 inside the intracranial volume."""
     extent_mm: Extent
 
 
@@ -89,9 +89,9 @@ def slice_figure(
     slices
         What to draw, in the order given.
     labels
-        Names and colours of the numbers in the label map, if not those that the slices bring.
+        Names and colours of the numbers in the label map; by default those of ``slices``.
     convention
-        On which side the subject's right is drawn; said in the picture.
+        On which side the subject's right is drawn. The picture says which.
     field_mm
         Width and height of the part that is shown, centred on the midline and on the labels.
     columns
@@ -113,7 +113,9 @@ def slice_figure(
         _show(panel, image, slices.image_extent_mm, window)
         for label in labels:
             _outline(panel, label_map == label.index, slices.label_extent_mm, label.colour)
-        _draw_guides(panel)
+        # The midsagittal plane and the AC-PC plane; the AC is where they cross.
+        for draw in (panel.axvline, panel.axhline):
+            draw(0, color=_GUIDE, linewidth=0.5, alpha=0.6, linestyle=(0, (4, 4)))
         _set_view(panel, view, "x", convention)
         _write(panel, 0.04, 0.96, f"y = {y:+.1f} mm", va="top")
     _draw_ends(panels[0], "x", convention)
@@ -122,11 +124,11 @@ def slice_figure(
         0,
         "AC–PC",
         transform=panels[0].get_yaxis_transform(),
-        color=GUIDE,
+        color=_GUIDE,
         fontsize=6.5,
         ha="right",
         va="bottom",
-        path_effects=HALO,
+        path_effects=_HALO,
     )
     _draw_scale_bar(panels[0], view)
     _legend(figure, labels, convention, title)
@@ -135,9 +137,12 @@ def slice_figure(
 
 @PLAIN_TEXT
 def plane_figure(
-    planes: tuple[Plane, ...], *, convention: Convention = "radiological", labels: LabelTable = ICV
+    planes: tuple[Plane, ...],
+    *,
+    convention: Convention = "radiological",
+    labels: LabelTable = HEAD_SIZE.label_tables[0],
 ) -> Figure:
-    """Draw planes through the whole head with the outline of the intracranial cavity.
+    """Draw planes through the whole head with the outline of the ICV mask.
 
     Parameters
     ----------
@@ -195,11 +200,12 @@ def _show(panel: Axes, image: Shaped[ndarray, "h v"], extent: Extent, window: tu
 
 
 def _outline(panel: Axes, mask: ndarray, extent: Extent, colour: str) -> None:
+    """Draw the boundary of a mask into a panel; nothing if the mask is empty."""
     if not mask.any():
         return
     across = _centres(extent[0], extent[1], mask.shape[0] + 2, 1)
     up = _centres(extent[2], extent[3], mask.shape[1] + 2, 1)
-    # A frame of background closes outlines that touch the edge of the field.
+    # A frame of background closes boundaries that touch the edge of the image.
     framed = np.pad(mask, 1).T.astype(np.float32)
     panel.contour(across, up, framed, levels=[0.5], colors=[colour], linewidths=1.1)
 
@@ -208,12 +214,6 @@ def _centres(low: float, high: float, n: int, frame: int) -> Float[ndarray, " n"
     """Pixel centres between two edges, continued by ``frame`` pixels on both sides."""
     pixel = (high - low) / (n - 2 * frame)
     return low + pixel * (np.arange(n) - frame + 0.5)
-
-
-def _draw_guides(panel: Axes) -> None:
-    """The midsagittal plane, the AC-PC plane, and the AC's place where they cross."""
-    panel.axvline(0, color=GUIDE, linewidth=0.5, alpha=0.6, linestyle=(0, (4, 4)))
-    panel.axhline(0, color=GUIDE, linewidth=0.5, alpha=0.6, linestyle=(0, (4, 4)))
 
 
 def _set_view(panel: Axes, view: Extent, horizontal: str, convention: Convention) -> None:
@@ -232,7 +232,7 @@ def _draw_ends(panel: Axes, horizontal: str, convention: Convention) -> None:
 
 
 def _write(panel: Axes, x: float, y: float, text: str, **options: Any) -> None:
-    panel.text(x, y, text, transform=panel.transAxes, color="white", fontsize=7.5, path_effects=HALO, **options)
+    panel.text(x, y, text, transform=panel.transAxes, color="white", fontsize=7.5, path_effects=_HALO, **options)
 
 
 def _draw_scale_bar(panel: Axes, view: Extent, length_mm: float = 10.0) -> None:
@@ -249,7 +249,7 @@ def _draw_scale_bar(panel: Axes, view: Extent, length_mm: float = 10.0) -> None:
         fontsize=7,
         ha="center",
         va="bottom",
-        path_effects=HALO,
+        path_effects=_HALO,
     )
 
 

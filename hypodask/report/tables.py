@@ -1,4 +1,4 @@
-"""Tables of the statistics as text for people: units in the heading, as many digits as mean something."""
+"""Tables of the statistics as text for readers: units in the heading, only digits that carry information."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from hypodask.core.structures import HEAD_SIZE, MAIN, STRUCTURES, title_of
+from hypodask.core.variables import LOW_QUALITY
 from hypodask.report.figures import format_p
 from hypodask.stats.samples import done_scans, group_labels, values_of
-from hypodask.variables import LOW_QUALITY
 
-ABSENT = "–"
+_ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text, and what is to be said of some rows."""
+    """Headings and rows of text, and notes on some of the rows."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
 
-TEST_NAMES = {
+_TEST_NAMES = {
     "student": "Student's t",
     "mann-whitney": "Mann–Whitney",
     "kruskal-wallis": "Kruskal–Wallis",
@@ -33,26 +34,26 @@ TEST_NAMES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
-"""Tests as a reader knows them."""
+"""Names of the tests for readers."""
 
 
 def _number(value: float, digits: int = 0) -> str:
-    """Thousands apart, and a minus that is no hyphen.
+    """A number with a space between thousands and a true minus sign.
 
     >>> _number(-1234.5, 1)
     '−1 234.5'
     """
-    return f"{value:,.{digits}f}".replace(",", " ").replace("-", "−") if np.isfinite(value) else ABSENT
+    return f"{value:,.{digits}f}".replace(",", " ").replace("-", "−") if np.isfinite(value) else _ABSENT
 
 
 def _mean_sd(mean: float, sd: float, digits: int = 0) -> str:
     if not np.isfinite(mean):
-        return ABSENT
+        return _ABSENT
     return f"{_number(mean, digits)} ± {_number(sd, digits)}" if np.isfinite(sd) else _number(mean, digits)
 
 
 def _interval(low: float, high: float, digits: int = 0) -> str:
-    return f"{_number(low, digits)} to {_number(high, digits)}" if np.isfinite([low, high]).all() else ABSENT
+    return f"{_number(low, digits)} to {_number(high, digits)}" if np.isfinite([low, high]).all() else _ABSENT
 
 
 def _estimate(value: float, low: float, high: float, digits: int) -> str:
@@ -61,18 +62,19 @@ def _estimate(value: float, low: float, high: float, digits: int) -> str:
 
 
 def _p(value: float) -> str:
-    return format_p(value).removeprefix("p ").removeprefix("= ") or ABSENT
+    return format_p(value).removeprefix("p ").removeprefix("= ") or _ABSENT
 
 
 def _test(name: str, p: float) -> str:
-    """A test as a reader knows it; nothing where none could be made."""
-    return TEST_NAMES.get(name, name) if np.isfinite(p) else ABSENT
+    """Name of a test for readers; a dash where no test could be made."""
+    return _TEST_NAMES.get(name, name) if np.isfinite(p) else _ABSENT
 
 
 def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]], *, of: Iterable[str] = ()) -> Table:
-    """One cell per heading and row, each made from the row; columns that say nothing in any row are left out.
+    """One cell per heading and row, each made from the row; columns that are empty in every row are left out.
 
-    The reasons in the frame become notes beneath the table, each said once, of the rows that the headings ``of`` name.
+    Where headings are given in ``of``, each reason in the frame becomes one note beneath the table, which begins with
+    the cells of its rows under these headings.
     """
     rows = [tuple(cell(row) for cell in columns.values()) for row in _rows(frame)]
     told = [i for i in range(len(columns)) if any(row[i] for row in rows)] if rows else range(len(columns))
@@ -82,7 +84,7 @@ def _table(frame: pd.DataFrame, columns: Mapping[str, Callable[[Any], str]], *, 
 
 
 def _notes(frame: pd.DataFrame, named_by: list[Callable[[Any], str]]) -> tuple[str, ...]:
-    """Each reason once, after the names of its rows."""
+    """Each reason once, behind the names of its rows."""
     concerned: dict[str, dict[str, None]] = {}
     for row in _rows(frame):
         concerned.setdefault(row.reason, {})[": ".join(cell(row) for cell in named_by)] = None
@@ -94,54 +96,79 @@ def _rows(frame: pd.DataFrame) -> Iterable[Any]:
     return frame.itertuples(index=False)
 
 
+def _unit_of(structure: str) -> tuple[str, float]:
+    """Unit in which a volume is shown, and its size in mm3; mm3 for sides and parts, which have no record."""
+    record = STRUCTURES.get(structure)
+    return (record.unit, record.mm3_per_unit) if record else ("mm³", 1.0)
+
+
+def _in_text(structure: str) -> str:
+    """A structure in the middle of a sentence.
+
+    >>> _in_text("icv"), _in_text("hypothalamus_left")
+    ('ICV', 'hypothalamus left')
+    """
+    title = title_of(structure)
+    return title if title.isupper() else title[:1].lower() + title[1:]
+
+
+def other_structures(ds: xr.Dataset) -> list[str]:
+    """Structures with a record, beside the main one and that of the head size, that some scan has a volume of."""
+    known = ds["structure"].to_numpy().astype(str)
+    others = [name for name in STRUCTURES if name in known and name not in (MAIN.name, HEAD_SIZE.name)]
+    return [name for name in others if np.isfinite(_volumes(ds, "volume_mm3", name)).any()]
+
+
 def volume_table(summaries: pd.DataFrame) -> Table:
     """Volumes of the groups: one row per group, mean and SD of each variable and structure."""
     columns: dict[str, dict[str, str]] = {"Group": {}, "Scans": {}}
     for row in _rows(summaries):
         columns["Group"][row.group] = row.group
         columns["Scans"][row.group] = str(row.n)
-        # ICV in ml: seven digits of mm3 cannot be compared by eye.
-        scale, unit, digits = (1000, "ml", 0) if row.structure == "icv" else (1, "mm³", 0)
-        structure = "ICV" if row.structure == "icv" else row.structure.replace("_", " ").capitalize()
-        kind = ", ICV-normalized" if row.variable.startswith("normalized") else ""
-        heading = f"{structure}{kind} ({unit}), mean ± SD"
-        columns.setdefault(heading, {})[row.group] = _mean_sd(row.mean / scale, row.sd / scale, digits)
+        unit, mm3 = _unit_of(row.structure)
+        kind = f", {HEAD_SIZE.title}-normalized" if row.variable.startswith("normalized") else ""
+        heading = f"{title_of(row.structure)}{kind} ({unit}), mean ± SD"
+        columns.setdefault(heading, {})[row.group] = _mean_sd(row.mean / mm3, row.sd / mm3)
     rows = [tuple(cells[group] for cells in columns.values()) for group in columns["Group"]]
     return Table(tuple(columns), tuple(rows))
 
 
-COMPARED: dict[str, Callable[[Any], str]] = {
+_COMPARED: dict[str, Callable[[Any], str]] = {
     "Groups": lambda r: f"{r.group_a} − {r.group_b}",
     "n": lambda r: f"{r.n_a}, {r.n_b}",
     "Difference (95 % CI), mm³": lambda r: _estimate(r.difference, r.difference_low, r.difference_high, 1),
     "%": lambda r: _number(r.percent, 2),
 }
-"""What every comparison of two groups shows."""
+"""Columns of every comparison of two groups."""
 
 
 def comparison_table(comparisons: pd.DataFrame) -> Table:
-    """Group against group: difference, effect size and tests."""
+    """Group against group: effects and tests; within each ``group`` or ``structure`` if there is such a column."""
     columns: dict[str, Callable[[Any], str]] = {
-        **COMPARED,
+        **_COMPARED,
         "Hedges' g (95 % CI)": lambda r: _estimate(r.hedges_g, r.hedges_g_low, r.hedges_g_high, 2),
         "Test": lambda r: _test(r.test, r.p_recommended),
         "p, Holm": lambda r: _p(r.p_holm),
-        "t (df)": lambda r: f"{_number(r.t, 3)} ({_number(r.df)})" if np.isfinite(r.t) else ABSENT,
+        "t (df)": lambda r: f"{_number(r.t, 3)} ({_number(r.df)})" if np.isfinite(r.t) else _ABSENT,
         "p, Student": lambda r: _p(r.p),
         "p, Welch": lambda r: _p(r.p_welch),
         "p, Mann–Whitney": lambda r: _p(r.p_mannwhitney),
         "p, Shapiro–Wilk": lambda r: f"{_p(r.p_shapiro_a)}; {_p(r.p_shapiro_b)}",
     }
-    if "group" not in comparisons:
-        return _table(comparisons, columns, of=["Groups"])
-    return _table(comparisons, {"Within": lambda r: r.group, **columns}, of=["Within", "Groups"])
+    if "structure" in comparisons:
+        return _table(
+            comparisons, {"Structure": lambda r: title_of(r.structure), **columns}, of=["Structure", "Groups"]
+        )
+    if "group" in comparisons:
+        return _table(comparisons, {"Within": lambda r: r.group, **columns}, of=["Within", "Groups"])
+    return _table(comparisons, columns, of=["Groups"])
 
 
 def adjustment_table(adjustments: pd.DataFrame) -> Table:
-    """Group against group under each way to take out the size of the head."""
+    """Group against group under each adjustment for the size of the head."""
     columns: dict[str, Callable[[Any], str]] = {
         "Head size taken out by": lambda r: r.method,
-        **COMPARED,
+        **_COMPARED,
         "Cohen's d": lambda r: _number(r.cohens_d, 2),
         "p": lambda r: _p(r.p),
         "p, Holm": lambda r: _p(r.p_holm),
@@ -154,7 +181,7 @@ def rule_table(rules: pd.DataFrame) -> Table:
     """Group against group under each rule of exclusion."""
     columns: dict[str, Callable[[Any], str]] = {
         "Excluded": lambda r: r.rule,
-        **COMPARED,
+        **_COMPARED,
         "Test": lambda r: _test(r.test, r.p_recommended),
         "p": lambda r: _p(r.p_recommended),
     }
@@ -169,7 +196,7 @@ def exclusion_test_table(checks: pd.DataFrame) -> Table:
         "%": lambda r: r.percent,
         "Test": lambda r: _test(r.test, r.p),
         "Effect (95 % CI)": lambda r: (
-            f"{r.effect_name} {_estimate(r.effect, r.effect_low, r.effect_high, 2)}" if pd.notna(r.effect) else ABSENT
+            f"{r.effect_name} {_estimate(r.effect, r.effect_low, r.effect_high, 2)}" if pd.notna(r.effect) else _ABSENT
         ),
         "p": lambda r: _p(r.p),
     }
@@ -192,15 +219,16 @@ def association_table(associations: pd.DataFrame) -> Table:
 
 
 def exclusion_table(exclusions: pd.DataFrame) -> Table:
-    """The outliers and the fences they crossed."""
+    """The outliers, and the fences of their group."""
 
     def volume(row: Any, value: float) -> str:
-        return f"{_number(value / 1000)} ml" if row.structure == "icv" else f"{_number(value)} mm³"
+        unit, mm3 = _unit_of(row.structure)
+        return f"{_number(value / mm3)} {unit}"
 
     columns: dict[str, Callable[[Any], str]] = {
         "Scan": lambda r: str(r.scan),
         "Group": lambda r: r.group,
-        "Structure": lambda r: r.structure.replace("_", " "),
+        "Structure": lambda r: title_of(r.structure),
         "Volume": lambda r: volume(r, r.volume),
         "Fences of the group": lambda r: f"{volume(r, r.low)} to {volume(r, r.high)}",
     }
@@ -219,7 +247,7 @@ def exclusion_count_table(counts: pd.DataFrame) -> Table:
     return _table(counts, columns)
 
 
-TABLE_1 = {
+_TABLE_1 = {
     "sex": "Sex (m/f)",
     "age": "Age (years): mean ± SD; median (range)",
     "progression_per_year": "Slope* (1/year)",
@@ -230,7 +258,7 @@ TABLE_1 = {
 
 def demographics_table(demographics: pd.DataFrame) -> Table:
     """Table 1: a row per group and subgroup, a column per characteristic, the p of the tests below."""
-    present = [name for name in TABLE_1 if (demographics["characteristic"] == name).any()]
+    present = [name for name in _TABLE_1 if (demographics["characteristic"] == name).any()]
     strata = _rows(demographics[["group", "subgroup", "scans"]].drop_duplicates())
     named = zip(demographics["characteristic"], demographics["group"], demographics["subgroup"], strict=True)
     indexed = dict(zip(named, _rows(demographics), strict=True))
@@ -243,12 +271,12 @@ def demographics_table(demographics: pd.DataFrame) -> Table:
         rows.append((f"{name} (N = {scans})", *cells))
     tests = {row.characteristic: row for row in _rows(demographics)}
     rows.append(("p", *(_tested(tests[name]) for name in present)))
-    return Table(("Group", *(TABLE_1[name] for name in present)), tuple(rows))
+    return Table(("Group", *(_TABLE_1[name] for name in present)), tuple(rows))
 
 
 def _characteristic(name: str, row: Any) -> str:
     if not row.n:
-        return ABSENT
+        return _ABSENT
     if name == "sex":
         return f"{row.male:.0f} / {row.female:.0f}"
     text = _mean_sd(row.mean, row.sd, 1)
@@ -256,7 +284,7 @@ def _characteristic(name: str, row: Any) -> str:
 
 
 def _tested(row: Any) -> str:
-    return f"{_p(row.p)} ({_test(row.test, row.p)})" if pd.notna(row.p) else ABSENT
+    return f"{_p(row.p)} ({_test(row.test, row.p)})" if pd.notna(row.p) else _ABSENT
 
 
 def failure_table(ds: xr.Dataset) -> Table:
@@ -267,7 +295,7 @@ def failure_table(ds: xr.Dataset) -> Table:
 
 
 def low_quality_table(ds: xr.Dataset) -> Table:
-    """Every done scan of low quality, the worst first, and why."""
+    """Every done scan of low quality with its reasons, the worst first."""
     quality = np.array(_volumes(ds, "quality", None))
     low = np.flatnonzero(done_scans(ds) & (quality < LOW_QUALITY))
     chosen = ds.isel(scan=low[np.argsort(quality[low], kind="stable")])
@@ -286,25 +314,29 @@ def failure_count_table(ds: xr.Dataset) -> Table:
 
 
 def scan_table(ds: xr.Dataset, by: str | None) -> Table:
-    """One row per scan: what became of it, its volumes, and what to mind."""
-    whole, low, high, normalized = (
-        _volumes(ds, name, "hypothalamus")
-        for name in ("volume_mm3", "volume_low_mm3", "volume_high_mm3", "normalized_volume_mm3")
-    )
+    """One row per scan: its status, its volumes, and what to know before using them."""
+    low, high = (_volumes(ds, name, MAIN.name) for name in ("volume_low_mm3", "volume_high_mm3"))
     columns = {
         "Scan": ds["scan"].to_numpy().astype(str).tolist(),
-        "Group": [label or ABSENT for label in group_labels(ds, by)],
+        "Group": [label or _ABSENT for label in group_labels(ds, by)],
         "Status": ds["status"].to_numpy().astype(str).tolist(),
-        "Hypothalamus (mm³)": [_number(v) for v in whole],
+        **_volume_column(ds, MAIN.name),
         "95 % interval": [_interval(*ends) for ends in zip(low, high, strict=True)],
-        "ICV (ml)": [_number(v / 1000) for v in _volumes(ds, "volume_mm3", "icv")],
-        "ICV-normalized (mm³)": [_number(v) for v in normalized],
-        "Quality": [_number(v, 2) for v in _volumes(ds, "quality", None)],
-        "Notes": ["; ".join(notes) for notes in scan_notes(ds)],
+        **_volume_column(ds, HEAD_SIZE.name),
+        f"{HEAD_SIZE.title}-normalized (mm³)": [_number(v) for v in _volumes(ds, "normalized_volume_mm3", MAIN.name)],
     }
+    for name in other_structures(ds):
+        columns |= _volume_column(ds, name)
+    columns["Quality"] = [_number(v, 2) for v in _volumes(ds, "quality", None)]
+    columns["Notes"] = ["; ".join(notes) for notes in scan_notes(ds)]
     if by is None:
         del columns["Group"]
     return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _volume_column(ds: xr.Dataset, structure: str) -> dict[str, list[str]]:
+    unit, mm3 = _unit_of(structure)
+    return {f"{title_of(structure)} ({unit})": [_number(v / mm3) for v in _volumes(ds, "volume_mm3", structure)]}
 
 
 def _volumes(ds: xr.Dataset, variable: str, structure: str | None) -> list[float]:
@@ -316,7 +348,7 @@ def _volumes(ds: xr.Dataset, variable: str, structure: str | None) -> list[float
 
 
 def scan_notes(ds: xr.Dataset) -> list[list[str]]:
-    """What a reader should know before trusting the volumes of each scan."""
+    """What to know before using the volumes of each scan."""
     notes: list[list[str]] = [[] for _ in range(ds.sizes["scan"])]
     if "flagged" in ds:
         for i in np.flatnonzero(ds["flagged"].to_numpy().astype(bool)):
@@ -324,7 +356,7 @@ def scan_notes(ds: xr.Dataset) -> list[list[str]]:
     if "excluded" in ds:
         for structure in ds["excluded"].attrs.get("structures", ()):
             for i in np.flatnonzero(ds["outlier"].sel(structure=structure).to_numpy().astype(bool)):
-                notes[i].append(f"excluded: outlier in {structure.replace('_', ' ')}")
+                notes[i].append(f"excluded: outlier in {_in_text(structure)}")
     if "warnings" in ds:
         for own, text in zip(notes, ds["warnings"].to_numpy().astype(str), strict=True):
             own.extend([text] if text else [])

@@ -1,18 +1,21 @@
-"""Reading one scan, from any place, and refusing what cannot be trusted.
+"""Read one scan from a path or a URL, and refuse a scan that cannot be trusted.
 
-::
-
-    read.py      read_scan, read_label_map: the path of one file from bytes to Scan
-    source.py    bytes of a path or URL: hashed as they pass, inflated no further than asked
-    nifti.py     NIfTI-1 and -2 header -> Layout
-    mgh.py       MGH header -> Layout
-    layout.py    what a header promises: shape, dtype, place, scale
-    checks.py    limits of what a head scan can be
-    dicom.py     DICOM series -> NIfTI by dcm2niix
-    scan.py      Scan
+=============  ======================================================================
+module         what it does
+=============  ======================================================================
+``read``       ``read_scan`` and ``read_label_map``: from a path to a ``Scan``
+``scan``       ``Scan``: voxels, affine, scale, digest
+``source``     the bytes of a file: hashed and decompressed while they are read
+``layout``     what any header says: shape, type, affine, scale
+``nifti``      the header of a NIfTI-1 or -2 file as a ``Layout``
+``mgh``        the header of an MGH file as a ``Layout``
+``dicom``      a DICOM series, converted to NIfTI by dcm2niix
+``checks``     limits of what a head scan can be
+``landmarks``  commissures that a person placed
+``template``   the MNI152 brain that scans are aligned to
+=============  ======================================================================
 """
 
-from hypodask.scan.read import read_label_map, read_scan
-from hypodask.scan.scan import Scan
+import lazy_loader
 
-__all__ = ["Scan", "read_label_map", "read_scan"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

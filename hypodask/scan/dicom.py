@@ -1,9 +1,8 @@
-"""DICOM series, as a folder, a zip or one multi-frame file, turned into NIfTI by dcm2niix.
+"""DICOM series, as a folder, a zip or one multi-frame file, converted to NIfTI by dcm2niix.
 
-dcm2niix knows the vendors' dialects; nothing here reads DICOM itself.
+dcm2niix knows the differences between vendors. This module does not read DICOM itself.
 """
 
-import hashlib
 import shutil
 import subprocess
 import zipfile
@@ -16,17 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from hypodask.errors import OversizeScanError, UnreadableScanError
+from hypodask.core.errors import OversizeScanError, UnreadableScanError
+from hypodask.files.digests import sha256_of, sha256_of_file
+from hypodask.files.location import Location
 from hypodask.scan.source import CHUNK_BYTES, open_file
 
-MAX_UNPACKED_BYTES = 2**32
-MAX_FILES = 20_000
-MAX_SECONDS = 600
-"""Limits of one series: a head has a few hundred slices of at most a few MB."""
+_MAX_UNPACKED_BYTES = 2**32
+_MAX_FILES = 20_000
+_MAX_SECONDS = 600
+"""Limits for one series; a head scan has a few hundred slices of at most a few MB each."""
 
 
 def is_dicom(start: bytes) -> bool:
-    r"""Whether a file that begins so is DICOM, or a zip that may hold it.
+    r"""Whether a file with these first bytes is DICOM, or a zip that may hold DICOM.
 
     >>> is_dicom(bytes(128) + b"DICM"), is_dicom(b"PK\3\4")
     (True, True)
@@ -35,29 +36,40 @@ def is_dicom(start: bytes) -> bool:
 
 
 @contextmanager
-def converted_series(path: str, start: bytes = b"") -> Iterator[tuple[str, str]]:
+def converted_series(place: Location, start: bytes = b"") -> Iterator[tuple[str, str]]:
     """The path of a temporary NIfTI file made from a series, and the digest of the series.
 
-    ``start`` holds the first bytes of a file; a folder has none. The digest of a folder is that of its
-    files' digests in sorted order, so renaming files does not change it.
+    The digest of a folder is computed from the sorted digests of its files, so that renaming files does not change it.
+
+    Parameters
+    ----------
+    place
+        A folder on this machine, or a file.
+    start
+        The first bytes of the file; empty for a folder.
 
     Raises
     ------
     UnreadableScanError
-        If dcm2niix is absent or fails, or finds no series or several.
+        If dcm2niix is not installed or fails, or if it finds no series or several.
     """
     with TemporaryDirectory(prefix="hypodask-dicom-") as scratch:
         series, output = Path(scratch, "series"), Path(scratch, "output")
         series.mkdir()
         output.mkdir()
-        sha256 = _stage(path, start, series) if start else _folder_digest(Path(path))
-        _convert(series if start else Path(path), output)
+        if start:
+            sha256 = _copy_or_unzip(place, start, series)
+        else:
+            series = Path(place.url)
+            sha256 = sha256_of("".join(sorted(map(sha256_of_file, _files_of(series)))).encode())
+        _convert(series, output)
         yield str(_only_volume(output)), sha256
 
 
-def _stage(path: str, start: bytes, series: Path) -> str:
-    with open_file(path) as file:
-        sha256 = _digest(file)
+def _copy_or_unzip(place: Location, start: bytes, series: Path) -> str:
+    """Put a file, or the files of a zip, into a folder; the digest of the file."""
+    with open_file(place) as file:
+        sha256 = sha256_of(file)
         file.seek(0)
         if start.startswith(b"PK"):
             _unzip(file, series)
@@ -72,7 +84,7 @@ def _unzip(file: BinaryIO, series: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             _extract(archive, series)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as err:
-        # RuntimeError and NotImplementedError are how zipfile speaks of passwords and rare compressions.
+        # zipfile raises RuntimeError for passwords and NotImplementedError for rare kinds of compression.
         raise UnreadableScanError(
             f"the zip cannot be unpacked ({err}); zip the DICOM files of one series again"
         ) from err
@@ -81,28 +93,23 @@ def _unzip(file: BinaryIO, series: Path) -> None:
 def _extract(archive: zipfile.ZipFile, series: Path) -> None:
     members = [member for member in archive.infolist() if not member.is_dir()]
     size = sum(member.file_size for member in members)
-    if size > MAX_UNPACKED_BYTES or len(members) > MAX_FILES:
+    if size > _MAX_UNPACKED_BYTES or len(members) > _MAX_FILES:
         raise OversizeScanError(
-            f"the zip unpacks to {len(members):,} files and {size:,} bytes; at most {MAX_FILES:,} and "
-            f"{MAX_UNPACKED_BYTES:,} are unpacked: zip one series alone"
+            f"the zip unpacks to {len(members):,} files and {size:,} bytes; at most {_MAX_FILES:,} and "
+            f"{_MAX_UNPACKED_BYTES:,} are unpacked: zip one series alone"
         )
     for number, member in enumerate(members):
-        # Numbered names: those in a zip may collide, or lead out of the folder.
+        # The names in a zip may be the same or lead out of the folder, so files are named by numbers.
         with archive.open(member) as packed, Path(series, f"{number:06}.dcm").open("wb") as copy:
             shutil.copyfileobj(packed, copy, CHUNK_BYTES)
 
 
-def _folder_digest(folder: Path) -> str:
-    digests = sorted(_file_digest(file) for file in _files_of(folder))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def _files_of(folder: Path) -> list[Path]:
-    """The files of a series; no more of a folder is looked at than a series can have."""
-    found = [path for path in islice(folder.rglob("*"), MAX_FILES + 1) if not path.is_dir()]
+    """The files of a series; the search in a folder ends when there are more than a series can have."""
+    found = [path for path in islice(folder.rglob("*"), _MAX_FILES + 1) if not path.is_dir()]
     odd = [path.name for path in found if path.exists() and not path.is_file()]
     if odd:
-        # The converter would wait for a pipe until its time is over.
+        # The converter would wait for a pipe until its time limit.
         raise UnreadableScanError(
             f"this folder holds {odd[0]!r}, a pipe or device; only the files of one DICOM series are needed: remove it"
         )
@@ -110,33 +117,21 @@ def _files_of(folder: Path) -> list[Path]:
     if not files:
         raise UnreadableScanError("this folder is empty; a scan, or a folder with the DICOM files of one, is needed")
     size = sum(path.stat().st_size for path in files)
-    if len(found) > MAX_FILES or size > MAX_UNPACKED_BYTES:
+    if len(found) > _MAX_FILES or size > _MAX_UNPACKED_BYTES:
         raise OversizeScanError(
-            f"this folder holds {len(found):,} files or more, of {size:,} bytes; at most {MAX_FILES:,} and "
-            f"{MAX_UNPACKED_BYTES:,} are read: give the folder of one DICOM series"
+            f"this folder holds {len(found):,} files or more, of {size:,} bytes; at most {_MAX_FILES:,} and "
+            f"{_MAX_UNPACKED_BYTES:,} are read: give the folder of one DICOM series"
         )
     return files
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return _digest(file)
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _convert(series: Path, output: Path) -> None:
-    # Named by the series' number alone: its description is free text, and the names reach the results in messages.
+    # Files are named by the number of the series only: its description is free text, and names may appear in results.
     command = [_converter(), "-z", "n", "-b", "n", "-f", "%s", "-o", str(output), str(series)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_MAX_SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as err:
-        raise UnreadableScanError(f"dcm2niix took more than {MAX_SECONDS} s; give one DICOM series alone") from err
+        raise UnreadableScanError(f"dcm2niix took more than {_MAX_SECONDS} s; give one DICOM series alone") from err
     if not any(output.iterdir()):
         last = " ".join((done.stdout + done.stderr).split())[-300:]
         raise UnreadableScanError(

@@ -6,16 +6,16 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from hypodask.errors import NotScalarError, UnreadableScanError
+from hypodask.core.errors import NotScalarError, UnreadableScanError
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A header, read but not yet believed."""
+    """The contents of a header, not yet checked."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
-    """Of the voxels in the file, byte order included."""
+    """Type of the voxels in the file, byte order included."""
     offset: int
     """Byte at which the voxels begin."""
     scanner_from_vox: Float[ndarray, "4 4"]
@@ -28,7 +28,7 @@ class Layout:
 
     @property
     def voxel_count(self) -> int:
-        """Number of voxels, exact for any header."""
+        """Number of voxels; a Python integer, so it cannot overflow."""
         i, j, k = self.shape
         return i * j * k
 
@@ -39,7 +39,7 @@ class Layout:
 
 
 def volume_shape(dimensions: tuple[int, ...]) -> tuple[int, int, int]:
-    """Three dimensions of an image whose further ones, if any, are singletons.
+    """The three dimensions of an image whose further dimensions, if any, have length 1.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The header of FreeSurfer's MGH and MGZ files, and the NIfTI-1 header that says the same."""
+"""The header of FreeSurfer's MGH and MGZ files, and the same information as a NIfTI-1 header."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.nifti1 import Nifti1Header
 
-from hypodask.errors import NoTransformError, NotScalarError
+from hypodask.core.errors import NoTransformError, NotScalarError
 from hypodask.scan.checks import check_affine, check_positive, check_spacing
 from hypodask.scan.layout import Layout, volume_shape
 from hypodask.scan.source import Source
@@ -15,19 +15,19 @@ _MGH_HEADER: Any = MGHHeader
 _NIFTI_HEADER: Any = Nifti1Header
 _START = b"\0\0\0\1"
 _BYTES = 284
-_GOOD_RAS = slice(28, 30)  # read from the bytes: nibabel overwrites a flag of 0 with directions of its own
+_GOOD_RAS = slice(28, 30)  # read from the bytes, because nibabel replaces the directions if the flag is 0
 _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
 
 def is_mgh(start: bytes) -> bool:
-    """Whether a file that begins so claims to be MGH, version 1."""
+    """Whether a file with these first bytes claims to be MGH, version 1."""
     return start == _START
 
 
 def read_mgh_layout(start: bytes, source: Source) -> Layout:
-    """Read a header whose first four bytes are already taken from the source."""
+    """Read a header whose first four bytes were already read from the source."""
     block = start + source.read_exactly(_BYTES - len(start), what="header")
-    # The tail of nibabel's header, TR and angles, lies behind the voxels and is of no use here.
+    # The last fields of nibabel's header, TR and angles, are behind the voxels in the file and not needed here.
     header = _MGH_HEADER(block.ljust(_MGH_HEADER.template_dtype.itemsize, b"\0"), check=False)
     shape = volume_shape(tuple(int(n) for n in header["dims"]))
     if int(header["type"]) not in _DTYPES:
@@ -48,7 +48,7 @@ def read_mgh_layout(start: bytes, source: Source) -> Layout:
 
 
 def nifti_header(layout: Layout) -> bytes:
-    """A NIfTI-1 header for a volume that came without one; its affine must have passed the checks."""
+    """A NIfTI-1 header for a volume that has none; its affine must have passed the checks."""
     header = _NIFTI_HEADER()
     header.set_data_dtype(layout.dtype.newbyteorder("="))
     header.set_data_shape(layout.shape)

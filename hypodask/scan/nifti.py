@@ -1,10 +1,10 @@
-"""The header of NIfTI-1 and -2 files: where the voxels are in the file, and where in the scanner.
+"""The header of NIfTI-1 and -2 files: where the voxels are in the file, and where they are in the scanner.
 
-Which affine counts. ``sform_code > 0`` wins, else ``qform_code > 0``, else the scan is refused: the rule of
-nibabel, niworkflows and thus fMRIPrep. The two may differ in place and angle, as SPM and registration to a
-template leave them on purpose; then the sform counts and the scan carries a warning. When one of the two
-is the mirror image of the other, nobody can tell left from right, and the scan is refused. So is an affine
-whose voxel size is not that of ``pixdim``, since one of the two volumes of a voxel must be wrong.
+Which affine is used: the sform if ``sform_code > 0``, else the qform if ``qform_code > 0``; otherwise the scan is
+refused. This is the rule of nibabel and niworkflows, and so of fMRIPrep. The two may differ in position and angle, as
+SPM and registration to a template do on purpose; then the sform is used and the scan has a warning. If one of the two
+is the mirror image of the other, left and right cannot be told, and the scan is refused. A scan is also refused if its
+affine and ``pixdim`` give different voxel sizes, because one of the two volumes of a voxel must be wrong.
 """
 
 import math
@@ -17,7 +17,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 from numpy import ndarray
 
-from hypodask.errors import (
+from hypodask.core.errors import (
     BadTransformError,
     NonFiniteError,
     NoTransformError,
@@ -37,23 +37,23 @@ _NOT_SCALAR = {32: "complex", 128: "RGB", 1792: "complex", 2048: "complex", 2304
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """By the spatial part of ``xyzt_units``: unknown (taken as mm, as all tools do), metre, mm, micron."""
 
-DISAGREEMENT_MM = 1.0
-DISAGREEMENT_DEG = 1.0
-"""Distance at the volume's centre, and angle, beyond which sform and qform are said to differ."""
+_DISAGREEMENT_MM = 1.0
+_DISAGREEMENT_DEG = 1.0
+"""Sform and qform differ if the centre of the volume moves further than this, or if the angle is larger."""
 
 
 def is_nifti(start: bytes) -> bool:
-    """Whether a file that begins so claims to be NIfTI or ANALYZE, in either byte order."""
+    """Whether a file with these first bytes claims to be NIfTI or ANALYZE, in either byte order."""
     return len(start) == 4 and any(int.from_bytes(start, order) in _KINDS for order in ("little", "big"))
 
 
 def read_nifti_layout(start: bytes, source: Source) -> Layout:
-    """Read a header whose first four bytes, ``start``, are already taken from the source.
+    """Read a header whose first four bytes, ``start``, were already read from the source.
 
     Raises
     ------
     ScanError
-        Of the kind that the header deserves.
+        A subclass for each reason, such as a missing transform or a voxel type that is no number.
     """
     little = int.from_bytes(start, "little") in _KINDS
     size = int.from_bytes(start, "little" if little else "big")
@@ -99,7 +99,7 @@ def _dimension_count(header: Any) -> int:
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
         raise UnreadableScanError(
-            f"the header speaks of {count} dimensions; 1 to 7 are possible: it is damaged, convert again"
+            f"the header has {count} dimensions; 1 to 7 are possible: it is damaged, convert again"
         )
     return count
 
@@ -172,7 +172,7 @@ def _in_mm(affine: Float[ndarray, "4 4"], mm: float) -> Float[ndarray, "4 4"]:
 
 
 def _check_handedness(header: Any, scanner_from_vox: Float[ndarray, "4 4"]) -> None:
-    # The quaternion is a rotation, so pixdim[0] alone says whether the qform mirrors.
+    # The quaternion is a rotation, so only pixdim[0] tells whether the qform mirrors.
     mirrored = np.linalg.det(scanner_from_vox[:3, :3]) < 0
     if header["sform_code"] > 0 and header["qform_code"] > 0 and mirrored != (header["pixdim"][0] < 0):
         raise BadTransformError(
@@ -193,7 +193,7 @@ def _transform_warnings(
     if not np.isfinite(other).all():
         return ("The sform was used; the qform is not finite.",)
     distance_mm, angle_deg = _difference(scanner_from_vox, other, shape)
-    if distance_mm <= DISAGREEMENT_MM and angle_deg <= DISAGREEMENT_DEG:
+    if distance_mm <= _DISAGREEMENT_MM and angle_deg <= _DISAGREEMENT_DEG:
         return ()
     return (f"The sform was used; the qform differs from it by {distance_mm:.1f} mm and {angle_deg:.1f} degrees.",)
 
@@ -201,7 +201,7 @@ def _transform_warnings(
 def _difference(
     a_from_vox: Float[ndarray, "4 4"], b_from_vox: Float[ndarray, "4 4"], shape: tuple[int, int, int]
 ) -> tuple[float, float]:
-    """Distance of the volume's centre in mm, and angle in degrees, between two placements."""
+    """How far the centre of the volume moves (mm), and by which angle (degrees), between two affines."""
     centre = np.array([*((np.array(shape) - 1) / 2), 1.0])
     distance_mm = float(np.linalg.norm((a_from_vox - b_from_vox) @ centre))
     a, b = (m[:3, :3] / np.maximum(np.linalg.norm(m[:3, :3], axis=0), 1e-30) for m in (a_from_vox, b_from_vox))
@@ -210,7 +210,7 @@ def _difference(
 
 
 def _plain_header(header: Any, shape: tuple[int, int, int], mm: float, slope: float, intercept: float) -> bytes:
-    """The same header, little-endian, for the squeezed volume, in mm, with the scale that is in use."""
+    """The same header, little-endian, for the three-dimensional volume, in mm, with the slope and intercept in use."""
     plain = header.as_byteswapped("<")
     plain["dim"] = [3, *shape, 1, 1, 1, 1]
     plain["pixdim"][1:4] *= mm

@@ -1,14 +1,14 @@
 """From a path to a trusted scan."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
+from os import PathLike, fspath
 
 import numpy as np
 from numpy import ndarray
 
-from hypodask.errors import OversizeScanError, ScanError, UnreadableScanError
-from hypodask.location import absolute, is_url
+from hypodask.core.errors import LocationError, OversizeScanError, ScanError, UnreadableScanError
+from hypodask.files.location import Location
 from hypodask.scan.checks import check_geometry, check_intensities, check_place, check_size
 from hypodask.scan.dicom import converted_series, is_dicom
 from hypodask.scan.layout import Layout
@@ -17,16 +17,16 @@ from hypodask.scan.nifti import is_nifti, read_nifti_layout
 from hypodask.scan.scan import Scan
 from hypodask.scan.source import GZIP, Source, open_file
 
-MAX_HEADER_BYTES = 2**26
-"""Header with extensions; a DICOM header kept as an extension takes about 100 kB."""
+_MAX_HEADER_BYTES = 2**26
+"""Largest header with its extensions; a DICOM header that is kept as an extension has about 100 kB."""
 
 
-def read_scan(path: str | os.PathLike[str]) -> Scan:
+def read_scan(path: str | PathLike[str]) -> Scan:
     """Read one scan and refuse what cannot be trusted.
 
-    The format is told from the bytes, not from the name: NIfTI-1 and -2 in either byte order, MGH, each
-    plain or gzipped; a DICOM series as a folder or zip, through dcm2niix. The file is read once, and its
-    memory is bounded by what its header promises, which is checked before any is taken.
+    The format is recognised by the content, not by the name of the file: NIfTI-1 and -2 in either byte order, and MGH,
+    each plain or gzipped; a DICOM series as a folder or zip, converted by dcm2niix. The file is read once. The size
+    that its header promises is checked before memory is allocated.
 
     Parameters
     ----------
@@ -36,29 +36,29 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     Returns
     -------
     Scan
-        Voxels as stored, their place in RAS+ mm whole (oblique or not), slope, intercept, sha256.
+        Voxels as stored, the whole affine in RAS+ mm (oblique or not), slope, intercept, sha256.
 
     Raises
     ------
     ScanError
-        A subclass for each reason, see :mod:`hypodask.errors`; the message names the path, what was found,
-        what was needed and what to do.
+        A subclass for each reason, see :mod:`hypodask.core.errors`. The message names the path, what was found, what
+        was needed and what to do.
     OSError
-        If disk or network fail; another try may succeed.
+        If the disk or the network fails; another attempt may succeed.
 
     Examples
     --------
     >>> read_scan("nowhere.nii.gz")
     Traceback (most recent call last):
-    hypodask.errors.MissingScanError: nowhere.nii.gz: there is no such file; correct the path or drop the scan ...
+    hypodask.core.errors.MissingScanError: nowhere.nii.gz: there is no such file; correct the path or drop the scan ...
     """
     return _named(path, _read_any)
 
 
-def read_label_map(path: str | os.PathLike[str]) -> Scan:
-    """Read a label map as a scan is read, by the same rules of where its voxels are, left and right included.
+def read_label_map(path: str | PathLike[str]) -> Scan:
+    """Read a label map like a scan, with the same rules for the position of its voxels, left and right included.
 
-    It may be a small block of any voxel size, and its values are not looked at.
+    It may be a small block with any voxel size, and its values are not checked.
 
     Parameters
     ----------
@@ -70,43 +70,45 @@ def read_label_map(path: str | os.PathLike[str]) -> Scan:
     ScanError
         A subclass for each reason, as :func:`read_scan`.
     OSError
-        If disk or network fail; another try may succeed.
+        If the disk or the network fails; another attempt may succeed.
     """
 
-    def read(name: str) -> Scan:
-        with open_file(name) as file:
-            return _read_image(Source(file), name, of_head=False)
+    def read(place: Location) -> Scan:
+        with open_file(place) as file:
+            return _read_image(Source(file), place.url, of_head=False)
 
     return _named(path, read)
 
 
-def _named(path: str | os.PathLike[str], read: Callable[[str], Scan]) -> Scan:
+def _named(path: str | PathLike[str], read: Callable[[Location], Scan]) -> Scan:
     """A scan, or an error that begins with its path."""
-    name = os.fspath(path)
     try:
-        return read(absolute(name) if is_url(name) or name.startswith("~") else name)
+        return read(Location(path))
+    except LocationError as err:
+        raise UnreadableScanError(f"{fspath(path)}: {err}") from err
     except ScanError as err:
-        raise type(err)(f"{name}: {err}") from err
+        raise type(err)(f"{fspath(path)}: {err}") from err
 
 
-def _read_any(name: str) -> Scan:
-    if not is_url(name) and os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-        return _read_series(name)
-    with open_file(name) as file:
+def _read_any(place: Location) -> Scan:
+    # Whether a URL is a prefix is not asked: that takes a request, and DICOM folders must be local.
+    if place.folder is not None and place.is_folder():
+        return _read_series(place)
+    with open_file(place) as file:
         source = Source(file)
         if not is_dicom(source.start):
-            return _read_image(source, name)
+            return _read_image(source, place.url)
         start = source.start
-    return _read_series(name, start)
+    return _read_series(place, start)
 
 
-def _read_series(name: str, start: bytes = b"") -> Scan:
-    with converted_series(name, start) as (nifti, sha256), open_file(nifti) as file:
-        return replace(_read_image(Source(file), name), sha256=sha256)
+def _read_series(place: Location, start: bytes = b"") -> Scan:
+    with converted_series(place, start) as (nifti, sha256), open_file(Location(nifti)) as file:
+        return replace(_read_image(Source(file), place.url), sha256=sha256)
 
 
 def _read_image(source: Source, name: str, *, of_head: bool = True) -> Scan:
-    with np.errstate(all="ignore"):  # numbers of a damaged header overflow on their way to the checks
+    with np.errstate(all="ignore"):  # numbers of a damaged header may overflow before they are checked
         layout = _read_layout(source)
         check_size(layout)
         grid = check_geometry(layout) if of_head else check_place(layout)
@@ -149,9 +151,9 @@ def _not_an_image(start: bytes, source: Source) -> str:
 
 
 def _read_voxels(source: Source, layout: Layout) -> ndarray:
-    if layout.offset > MAX_HEADER_BYTES:
+    if layout.offset > _MAX_HEADER_BYTES:
         raise OversizeScanError(
-            f"the header says that voxels begin at byte {layout.offset:,}; at most {MAX_HEADER_BYTES:,} are passed "
+            f"the header says that voxels begin at byte {layout.offset:,}; at most {_MAX_HEADER_BYTES:,} are passed "
             "over: the header is damaged, convert the scan again"
         )
     source.skip_to(layout.offset)

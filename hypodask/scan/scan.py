@@ -1,4 +1,4 @@
-"""A scan as it was stored: raw voxels, their scale, and where they are in the scanner."""
+"""A scan as it is stored: raw voxels, their scale, and their position in the scanner."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from hypodask.grid import Grid
+from hypodask.core.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
     """One T1-weighted volume that passed every check.
 
-    ``data`` is what every later stage reads; ``stored`` is what the store keeps.
+    Every later step of the method reads ``data``; the store keeps ``stored``.
 
     Examples
     --------
@@ -33,20 +33,20 @@ class Scan:
     """``data = slope * stored + intercept``."""
     header: bytes = field(default=b"", repr=False)
     """Little-endian NIfTI-1 or -2 header that describes ``stored``: three dimensions, mm, the slope and
-    intercept in use. All else, free text included, is as in the file; made anew for MGH."""
+    intercept in use. Everything else, free text included, is as in the file. For MGH a new header is made."""
     source: str = ""
     """Path or URL it was read from."""
     sha256: str = ""
     """Digest of the file's bytes."""
     warnings: tuple[str, ...] = ()
-    """What a reader should know although no rule was broken, in sentences."""
+    """Unusual but accepted features of the file, in sentences."""
 
     @cached_property
     def data(self) -> Float32[ndarray, "i j k"]:
         """Intensities as float32."""
         if (self.slope, self.intercept) == (1.0, 0.0):
             return self.stored.astype(np.float32)
-        # Numbers of more than 16 bits lose digits in float32 before the intercept could cancel them.
+        # Wide integers are scaled in float64: in float32 they would lose digits before the intercept is added.
         wide = np.promote_types(self.stored.dtype, np.float32).type
         scaled: ndarray = self.stored.astype(wide) * wide(self.slope)
         scaled += wide(self.intercept)

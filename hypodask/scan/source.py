@@ -1,48 +1,48 @@
-"""Bytes of a file, from a path or any fsspec URL: hashed as they pass, inflated no further than asked."""
+"""The bytes of a file, from a path or a URL: hashed while they are read, and decompressed no further than needed."""
 
 import errno
-import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from isal import isal_zlib
 from isal.igzip import BadGzipFile, IGzipFile
 
-from hypodask.errors import LocationError, MissingScanError, ScanError, TruncatedScanError, UnreadableScanError
-from hypodask.location import Location, is_url
+from hypodask.core.errors import LocationError, MissingScanError, ScanError, TruncatedScanError, UnreadableScanError
+from hypodask.files.digests import HashingReader
+from hypodask.files.location import Location
 
 CHUNK_BYTES = 2**20
-MAX_DEFLATE_RATIO = 1032
-"""No deflate stream inflates further (zlib's technical details): a small file cannot hold a large volume."""
-MAX_SURPLUS_BYTES = 2**20
-"""What may follow the voxels, such as the tags of MGH. More means that header and voxels are strangers."""
-_GZIP_READER: Any = IGzipFile
 GZIP = b"\x1f\x8b"
 
+_MAX_DEFLATE_RATIO = 1032
+"""No deflate stream expands further (zlib's technical details), so a small file cannot hold a large volume."""
+_MAX_SURPLUS_BYTES = 2**20
+"""Bytes that may follow the voxels, such as the tags of MGH. More means that the header is of another file."""
+_GZIP_READER: Any = IGzipFile
 _DAMAGED: Any = (BadGzipFile, isal_zlib.error)
 
 
 @contextmanager
-def open_file(path: str) -> Iterator[BinaryIO]:
-    """Open a local path or a URL for reading; what is wrong with the path is a ScanError.
+def open_file(place: Location) -> Iterator[BinaryIO]:
+    """Open a file for reading; what is wrong with its path is a ScanError.
 
-    Faults of network and disk pass as they are, since a second try may succeed.
+    Errors of the network and the disk are not changed, because a second attempt may succeed.
     """
     try:
-        file = _open_url(path) if is_url(path) else _open_local(path)
-    except ScanError:
-        raise
+        file = place.open()
     except FileNotFoundError as err:
-        raise MissingScanError(_missing(path)) from err
+        if place.folder is not None and place.folder.is_symlink():
+            raise MissingScanError("this link leads to no file; fetch it, for example with datalad get") from err
+        raise MissingScanError("there is no such file; correct the path or drop the scan from the cohort") from err
     except PermissionError as err:
         raise UnreadableScanError("permission denied; grant this user access to the file") from err
     except IsADirectoryError as err:
         raise UnreadableScanError("this is a folder; the file of one scan is needed") from err
+    except LocationError as err:
+        raise UnreadableScanError(str(err).removeprefix(f"{place.url}: ")) from err
     except ValueError as err:
         raise UnreadableScanError(f"the path cannot be opened ({err}); correct it") from err
     except OSError as err:
@@ -50,101 +50,80 @@ def open_file(path: str) -> Iterator[BinaryIO]:
             raise
         raise UnreadableScanError(f"the path cannot be opened ({err.strerror}); correct it") from err
     with file:
-        before = _written(file)
+        # Objects behind a URL are replaced as a whole; a local file may change while it is read.
+        descriptor = file.fileno() if place.folder is not None else None
+        before = _state(descriptor)
+        cause: ScanError | None = None
         try:
-            yield cast("BinaryIO", file)
+            yield file
         except ScanError as err:
-            _check_unchanged(file, before, err)
-            raise
-        _check_unchanged(file, before)
+            cause = err
+        if _state(descriptor) != before:
+            # The file may be half of one image and half of another. That the read half is valid proves nothing.
+            raise UnreadableScanError(
+                "the file changed while it was read; let the program that writes it finish, then run the scan again"
+            ) from cause
+        if cause is not None:
+            raise cause
 
 
-def _check_unchanged(file: Any, before: tuple[int, int] | None, cause: ScanError | None = None) -> None:
-    """Refuse what may be half of one image and half of another; that the first half was sound is no comfort."""
-    if _written(file) != before:
-        raise UnreadableScanError(
-            "the file changed while it was read; let the program that writes it finish, then run the scan again"
-        ) from cause
-
-
-def _written(file: Any) -> tuple[int, int] | None:
-    """Size and time of the last change of an open local file; objects behind a URL are replaced whole."""
-    if not isinstance(file, io.FileIO):
+def _state(descriptor: int | None) -> tuple[int, int] | None:
+    """Size and time of the last change of an open local file."""
+    if descriptor is None:
         return None
-    status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
 
 
-def _open_url(path: str) -> Any:
-    """An object, open for reading; what its store's library says is a ScanError, but for faults of the network."""
-    try:
-        return Location(path).open()
-    except LocationError as err:
-        raise UnreadableScanError(str(err)) from err
-
-
-def _open_local(path: str) -> BinaryIO:
-    mode = Path(path).stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        # Opening a pipe would wait for ever, and a device such as /dev/zero would never end.
-        raise UnreadableScanError("this is a pipe or device; a regular file is needed: copy it there")
-    return Path(path).open("rb", buffering=0)
-
-
-def _missing(path: str) -> str:
-    if not is_url(path) and Path(path).is_symlink():
-        return "this link leads to no file; fetch it, for example with datalad get"
-    return "there is no such file; correct the path or drop the scan from the cohort"
-
-
 class Source:
-    """A file that is read once, front to back, inflated where it is gzipped.
+    """A file that is read once, from its beginning to its end, and decompressed if it is gzipped.
 
     Examples
     --------
     >>> import gzip
-    >>> packed = gzip.compress(b"a head")
+    >>> from hypodask.files.digests import sha256_of
+    >>> packed = gzip.compress(b"voxels")
     >>> source = Source(io.BytesIO(packed))
-    >>> source.read(100), source.finish() == hashlib.sha256(packed).hexdigest()
-    (b'a head', True)
+    >>> source.read(100), source.finish() == sha256_of(packed)
+    (b'voxels', True)
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._size = _size(file)
-        self._hashed = _HashedFile(file)
+        self._hashed = HashingReader(file)
         self._raw = io.BufferedReader(self._hashed, CHUNK_BYTES)
         self.start = self._raw.peek(CHUNK_BYTES)[:132]
-        """The first bytes as they are on disk."""
+        """The first 132 bytes, as they are on the disk."""
         self.gzipped = self.start.startswith(GZIP)
         self._inflated: Any = _GZIP_READER(fileobj=self._raw, mode="rb") if self.gzipped else self._raw
         self.position = 0
-        """Inflated bytes taken so far."""
+        """Decompressed bytes that were read so far."""
 
     def read(self, count: int) -> bytes:
         """Up to ``count`` bytes; fewer at the end of the file."""
-        pieces = []
-        while count and (piece := self._inflate(min(count, CHUNK_BYTES))):
-            pieces.append(piece)
-            count -= len(piece)
-        return b"".join(pieces)
+        chunks = []
+        while count and (chunk := self._inflate(min(count, CHUNK_BYTES))):
+            chunks.append(chunk)
+            count -= len(chunk)
+        return b"".join(chunks)
 
     def read_exactly(self, count: int, *, what: str) -> bytes:
-        """``count`` bytes, or a TruncatedScanError that says what is cut."""
+        """``count`` bytes, or a TruncatedScanError that names ``what`` is cut short."""
         found = self.read(count)
         if len(found) < count:
             raise TruncatedScanError(f"the file ends within its {what}, after {self.position:,} bytes; copy it again")
         return found
 
     def skip_to(self, position: int) -> None:
-        """Pass over what lies before ``position``, such as extensions of the header."""
+        """Skip the bytes before ``position``, such as extensions of the header."""
         while self.position < position:
             self.read_exactly(min(position - self.position, CHUNK_BYTES), what="header extensions")
 
     def require(self, count: int) -> None:
-        """Refuse, before memory is taken, ``count`` bytes that a file of this size cannot hold."""
+        """Refuse ``count`` bytes if a file of this size cannot hold them; called before memory is allocated."""
         if self._size is None:
             return
-        most = self._size * MAX_DEFLATE_RATIO if self.gzipped else self._size - self.position
+        most = self._size * _MAX_DEFLATE_RATIO if self.gzipped else self._size - self.position
         if count > most:
             raise TruncatedScanError(
                 f"the header promises {count:,} bytes of voxels, but the file has {self._size:,} bytes "
@@ -152,33 +131,33 @@ class Source:
             )
 
     def fill(self, buffer: memoryview) -> None:
-        """Read the voxels, all of them."""
+        """Read all voxels into a buffer."""
         filled = 0
         while filled < len(buffer):
-            piece = self._inflate(min(len(buffer) - filled, CHUNK_BYTES))
-            if not piece:
+            chunk = self._inflate(min(len(buffer) - filled, CHUNK_BYTES))
+            if not chunk:
                 raise TruncatedScanError(
                     f"the file holds {filled:,} of the {len(buffer):,} bytes of voxels that its header promises; "
                     "it is cut short: copy or export it again"
                 )
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
 
     def finish(self) -> str:
-        """The sha256 of the file, read to its end so that gzip's own checksum is verified too."""
-        surplus = len(self.read(MAX_SURPLUS_BYTES + 1))
-        if surplus > MAX_SURPLUS_BYTES:
+        """The sha256 of the file, which is read to its end so that the checksum of gzip is verified too."""
+        surplus = len(self.read(_MAX_SURPLUS_BYTES + 1))
+        if surplus > _MAX_SURPLUS_BYTES:
             raise UnreadableScanError(
-                f"the file goes on for more than {MAX_SURPLUS_BYTES:,} bytes after its last voxel; "
+                f"the file goes on for more than {_MAX_SURPLUS_BYTES:,} bytes after its last voxel; "
                 "the header does not belong to these voxels: convert the scan again"
             )
         while self._raw.read(CHUNK_BYTES):
             pass
-        return self._hashed.digest.hexdigest()
+        return self._hashed.digest
 
     def _inflate(self, count: int) -> bytes:
         try:
-            piece: bytes = self._inflated.read(count)
+            chunk: bytes = self._inflated.read(count)
         except EOFError as err:
             raise TruncatedScanError(
                 f"the gzip stream breaks off after {self.position:,} bytes or more; the file is cut short: "
@@ -186,29 +165,12 @@ class Source:
             ) from err
         except _DAMAGED as err:
             raise UnreadableScanError(f"the gzip stream is damaged ({err}); copy the file again") from err
-        self.position += len(piece)
-        return piece
-
-
-class _HashedFile(io.RawIOBase):
-    """Passes bytes on and remembers their digest."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._file.read(len(buffer))
-        buffer[: len(piece)] = piece
-        self.digest.update(piece)
-        return len(piece)
+        self.position += len(chunk)
+        return chunk
 
 
 def _size(file: BinaryIO) -> int | None:
-    """Bytes in the file; None where it cannot be told without reading it."""
+    """Bytes in the file; None if that is not known without reading it."""
     if not file.seekable():
         return None
     size = file.seek(0, io.SEEK_END)

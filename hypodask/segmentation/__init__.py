@@ -1,47 +1,17 @@
-"""Where is the hypothalamus, where the cranial cavity? From an aligned scan to posteriors.
+"""Where is the hypothalamus, where is the intracranial volume? From an aligned scan to posteriors and volumes.
 
-Networks are loaded by name (``hypothalamus``, ``icv``: shipped) or by the path of their weights.
+::
+
+    load.py          networks by name (``hypothalamus``, ``icv``, ``hypothalamus-seed``) or by the path of their weights
+    network.py       what every network is; ensembles of U-Nets
+    icv_border.py    the network of the intracranial volume: finds its boundary on lines across it
+    seed_protocol.py the hypothalamus in a second label protocol, by rules
+    published.py     the published subunit network, from its Keras weights
+    segmentation.py  posteriors on a grid, and the label map they give
+    volumes.py       cleaned posteriors and their volumes
+    label_maps.py    label maps on other grids: the slab of the paper, the scan's own voxels
 """
 
-from os import PathLike
+import lazy_loader
 
-from hypodask.alignment import Alignment
-from hypodask.scan import Scan
-from hypodask.segmentation.keras_import import ImportedModel, import_hypothalamus_seg
-from hypodask.segmentation.predict import Network, load_network
-from hypodask.segmentation.segmentation import Segmentation
-
-__all__ = [
-    "ImportedModel",
-    "Network",
-    "Segmentation",
-    "import_hypothalamus_seg",
-    "load_network",
-    "segment",
-]
-
-
-def segment(scan: Scan, alignment: Alignment, model: str | PathLike[str] = "hypothalamus") -> Segmentation:
-    """Posteriors of one network on one scan.
-
-    Parameters
-    ----------
-    scan
-        As :func:`hypodask.read_scan` gives it.
-    alignment
-        As :func:`hypodask.align` gives it.
-    model
-        ``"hypothalamus"`` or ``"icv"``, shipped with hypodask; or the path of weights: ``.safetensors`` of
-        hypodask, or ``.h5`` of the published hypothalamic subunit network.
-
-    Returns
-    -------
-    Segmentation
-        Posteriors and their grid: AC-PC space for ours, scanner space for the published network.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model or its file is damaged.
-    """
-    return load_network(model).segment(scan, alignment)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

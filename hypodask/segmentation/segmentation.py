@@ -1,4 +1,4 @@
-"""What a network says about a block of voxels."""
+"""Posteriors of a network on a grid, and the label map that follows from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float16, UInt8
 from numpy import ndarray
 
-from hypodask.grid import Grid
-from hypodask.labels import LabelTable
+from hypodask.core.grid import Grid
+from hypodask.core.structures import Hemisphere, LabelTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +20,13 @@ class Segmentation:
     grid: Grid
     """Where the voxels are, in AC-PC or scanner space."""
     labels: LabelTable
+    """What the channels after background are."""
     member_wholes: Float16[ndarray, "member i j k"] | None = None
-    """Probability of anything but background by each member of an ensemble; None where one network answered alone."""
-
+    """Probability of the whole structure by each member of an ensemble; None for a single network."""
     whole_first: bool = True
-    """Whether a voxel is of the structure where all labels together are more probable than background. Otherwise one
-    label alone must be, as in the published subunit network; where several share a border, that is less."""
+    """Whether a voxel belongs to the structure if all labels together are more probable than background. Otherwise one
+    label alone must be more probable, as in the published subunit network: the structure is then smaller where several
+    labels meet."""
 
     @cached_property
     def label_map(self) -> UInt8[ndarray, "i j k"]:
@@ -34,12 +35,18 @@ class Segmentation:
         found.setflags(write=False)
         return found
 
+    def side_posterior(self, hemisphere: Hemisphere) -> Float[ndarray, "i j k"]:
+        """Probability of all labels of one side together."""
+        channels = [1 + number for number, label in enumerate(self.labels) if label.hemisphere == hemisphere]
+        posterior: Float[ndarray, "i j k"] = self.posteriors[channels].sum(axis=0)
+        return posterior
+
 
 def most_probable(
     background: Float[ndarray, "i j k"], labels: Float[ndarray, "label i j k"], segmentation: Segmentation
 ) -> UInt8[ndarray, "i j k"]:
-    """Numbers of the labels that win, by the rule and the table of a segmentation."""
+    """Numbers of the most probable labels; the table and the rule ``whole_first`` are those of ``segmentation``."""
     numbers = np.array([label.index for label in segmentation.labels], dtype=np.uint8)
     inside = background < (labels.sum(axis=0) if segmentation.whole_first else labels.max(axis=0))
-    # To look for the larger of one takes longer than all the rest.
+    # With one label argmax is 0, but takes longer than all the rest.
     return np.where(inside, numbers[labels.argmax(axis=0)] if len(labels) > 1 else numbers[0], np.uint8(0))

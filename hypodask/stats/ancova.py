@@ -1,7 +1,7 @@
 """Groups and associations adjusted for covariates: analysis of covariance and partial correlation.
 
-The model is linear, with one mean for each group and the same slope of each covariate in all of them; whether the
-slopes are the same is tested too. It is fitted by ordinary least squares of statsmodels.
+The model is linear, with one mean for each group and the same slope of each covariate in all groups; whether the slopes
+are the same is tested too. It is fitted by ordinary least squares (statsmodels).
 """
 
 from collections.abc import Sequence
@@ -16,28 +16,22 @@ from numpy import ndarray
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
-from hypodask.stats.covariates import (
-    covariate_columns,
-    covariate_values,
-    is_category,
-    is_full_rank,
-    known_covariates,
-)
+from hypodask.stats.covariates import covariate_columns, covariate_values, is_category, is_full_rank, known_covariates
 from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs, repeated_notes
 from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import Sample, group_labels, group_names, is_constant, samples, usable_scans, values_of
 
-WHOLE_LEVERAGE = 1 - 1e-9
-"""A scan that its own column explains, such as the only one of a site, has no residual for HC3 to look at."""
+_WHOLE_LEVERAGE = 1 - 1e-9
+"""Leverage of a scan that a column of its own explains, such as the only scan of a site: HC3 is not defined for it."""
 
-ADJUSTED_COLUMNS = (
+_ADJUSTED_COLUMNS = (
     *("group_a", "group_b", "n_a", "n_b"),
     *("mean_a", "mean_a_low", "mean_a_high", "mean_b", "mean_b_low", "mean_b_high"),
     *("difference", "difference_low", "difference_high", "percent", "t", "df", "p", "p_holm"),
     *("f_slopes", "p_slopes", "adjusted_for", "missing_a", "missing_b", "excluded_a", "excluded_b", "reason"),
 )
 
-PARTIAL_COLUMNS = (
+_PARTIAL_COLUMNS = (
     *("group", "variable", "covariate", "given", "n", "missing", "r", "r_low", "r_high", "t", "df", "p", "p_holm"),
     "reason",
 )
@@ -53,7 +47,7 @@ def compare_adjusted(
     reference: str | None = None,
     robust: bool = False,
 ) -> pd.DataFrame:
-    """Compare every pair of groups at equal age, sex and whatever else is named.
+    """Compare every pair of groups at equal age, sex or other covariates.
 
     Parameters
     ----------
@@ -67,11 +61,11 @@ def compare_adjusted(
         Coordinate that holds the group.
     covariates
         Coordinates with one value per scan; text, ``sex`` and ``site`` are categories, ``icv`` is the intracranial
-        volume. Adjust for ``icv`` a volume that is not divided by it already.
+        volume. Do not adjust for ``icv`` a volume that is divided by it already.
     reference
         Name of the reference group, as in :func:`~hypodask.stats.compare_groups`.
     robust
-        Standard errors of MacKinnon and White's HC3, which hold where the groups vary differently.
+        Use the standard errors HC3 of MacKinnon and White, which are valid if the groups vary differently.
 
     Returns
     -------
@@ -80,8 +74,8 @@ def compare_adjusted(
 
         - ``mean_a``, ``mean_b``: means at the mean of every covariate over all scans of the model, each with its 95 %
           interval; ``difference`` with interval, ``percent`` of ``mean_b``, ``t, df, p`` and ``p_holm``;
-        - ``f_slopes, p_slopes``: whether the slope of any covariate that is a number differs between the groups, the
-          same in every row. If it does, the difference depends on the covariate, and one figure does not tell it;
+        - ``f_slopes, p_slopes``: test whether the slope of any covariate that is a number differs between the groups;
+          the same in every row. If it does, the difference depends on the covariate, and no single number describes it;
         - ``adjusted_for``: the columns of the model; a covariate that is the same in all scans has none;
         - ``missing`` and ``excluded`` scans of both groups and the ``reason`` why there is no result.
 
@@ -110,12 +104,12 @@ def compare_adjusted(
     tested = [name for name in sorted(names) if found[name].n >= FEWEST_SCANS]
     model = _fit_groups(ds, y, labels, tested, covariates, robust)
     rows = [_adjusted_row(found[a], found[b], model) for a, b in pairs(names, reference)]
-    return add_holm(pd.DataFrame(rows, columns=list(ADJUSTED_COLUMNS)))
+    return add_holm(pd.DataFrame(rows, columns=list(_ADJUSTED_COLUMNS)))
 
 
 @dataclass(frozen=True, eq=False)
 class _GroupModel:
-    """A mean for each group and common slopes, or the reason why there is none."""
+    """A mean for each group and common slopes, or the reason why there are none."""
 
     groups: list[str]
     columns: list[str]
@@ -152,13 +146,13 @@ def _ols(y: Float[ndarray, " scan"], design: Float[ndarray, "scan column"], robu
 def _why_no_fit(design: Float[ndarray, "scan column"], y: Float[ndarray, " scan"], robust: bool) -> str:
     scans, columns = design.shape
     if scans <= columns:
-        return f"{scans} scans for {columns} columns of the model: adjust for fewer covariates"
+        return f"{scans} scans for {columns} coefficients of the model: adjust for fewer covariates"
     if not is_full_rank(design):
-        return "the covariates cannot be told from each other or from the groups: adjust for fewer of them"
+        return "covariates and groups are collinear: adjust for fewer covariates"
     basis = np.linalg.qr(design)[0]
     if np.linalg.norm(y - basis @ (basis.T @ y)) <= 1e-10 * np.linalg.norm(y):
-        return "groups and covariates explain the values wholly: nothing is left to test against"
-    if robust and ((basis**2).sum(axis=1) > WHOLE_LEVERAGE).any():
+        return "groups and covariates explain the values completely: no residual is left to test against"
+    if robust and ((basis**2).sum(axis=1) > _WHOLE_LEVERAGE).any():
         return "a scan is the only one of its category: leave it out or merge the category for robust errors"
     return ""
 
@@ -170,7 +164,7 @@ def _slopes(
     covariates: Float[ndarray, "scan covariate"],
     robust: bool,
 ) -> dict[str, object]:
-    """F test of the slopes of every further group against those of the first."""
+    """F test that every other group has the slopes of the first."""
     apart = np.einsum("sg,sc->sgc", members[:, 1:], covariates).reshape(len(y), -1)
     whole = np.hstack([design, apart])
     if not apart.shape[1] or _why_no_fit(whole, y, robust):
@@ -212,7 +206,7 @@ def partial_correlate(
     structure: str | None = None,
     by: str | None = None,
 ) -> pd.DataFrame:
-    """Correlate a variable with a covariate among scans alike in others, over all scans or within each group.
+    """Correlate a variable with a covariate at equal other covariates, over all scans or within each group.
 
     Parameters
     ----------
@@ -223,7 +217,7 @@ def partial_correlate(
     covariate
         Coordinate or variable with one number per scan, such as ``disease_duration_years``.
     given
-        What is held equal, such as ``["age", "sex", "icv"]``; text, ``sex`` and ``site`` are categories.
+        Covariates that are held equal, such as ``["age", "sex", "icv"]``; text, ``sex`` and ``site`` are categories.
     structure
         Such as ``hypothalamus``; needed when the variable has one value per structure.
     by
@@ -263,7 +257,7 @@ def partial_correlate(
         missing = int((usable & (labels == name)).sum() - counted.sum())
         row = {"group": name, "variable": variable, "covariate": covariate, "given": ", ".join(given)}
         rows.append(row | {"missing": missing} | _partial(ds, x, y, given, counted))
-    return add_holm(pd.DataFrame(rows, columns=list(PARTIAL_COLUMNS)))
+    return add_holm(pd.DataFrame(rows, columns=list(_PARTIAL_COLUMNS)))
 
 
 def _partial(

@@ -1,8 +1,8 @@
 """A volume against a covariate: age, disease duration, progression.
 
-Kassubek et al. 2025: Pearson's correlation after a test for normality. Spearman's stands beside it and is
-recommended where either variable is not normal. Its p is exact for few scans: the usual approximation by Student's t
-gives 1e-24 for five scans in perfect order, where one order in 60 is as extreme.
+Kassubek et al. 2025: Pearson's correlation after a test for normality. Spearman's is given too and is recommended
+where either variable is not normal. Its p is exact for few scans: the usual approximation by Student's t gives 1e-24
+for five scans in perfect order, although one order in 60 is as extreme.
 """
 
 import math
@@ -18,28 +18,20 @@ from hypodask.stats.groups import ALPHA, FEWEST_SCANS, MOST_FOR_SHAPIRO, looks_n
 from hypodask.stats.multiplicity import add_holm
 from hypodask.stats.samples import group_labels, group_names, is_constant, usable_scans, values_of
 
-COLUMNS = (
+_COLUMNS = (
     *("group", "variable", "covariate", "n", "missing", "r", "r_low", "r_high", "p", "rho", "p_spearman"),
-    *(
-        "spearman_method",
-        "p_shapiro_variable",
-        "p_shapiro_covariate",
-        "normal",
-        "test",
-        "p_recommended",
-        "p_holm",
-        "reason",
-    ),
+    *("spearman_method", "p_shapiro_variable", "p_shapiro_covariate", "normal", "test", "p_recommended", "p_holm"),
+    "reason",
 )
 
-FEWEST_FOR_T = 10
-"""Below this all orders are tried; R's ``cor.test`` does so too."""
+_FEWEST_FOR_T = 10
+"""For fewer scans all orders are tried, as R's ``cor.test`` does."""
 
-FEWEST_TIED_FOR_T = 50
-"""With ties orders are drawn at random below this; above, the approximation by t is as good with ties as without."""
+_FEWEST_TIED_FOR_T = 50
+"""For fewer scans with ties, random orders are drawn; from here on the approximation by t is as good with ties."""
 
-PERMUTATIONS = 99_999
-"""Orders drawn; a p near 0.05 is then right to 0.0014."""
+_PERMUTATIONS = 99_999
+"""Random orders drawn; a p near 0.05 is then right to 0.0014."""
 
 
 def correlate(
@@ -66,7 +58,7 @@ def correlate(
         One row per group: ``n``; ``missing``, the usable scans without one of the values; ``r`` (Pearson) with its
         95 % interval (Fisher's z) and ``p``; ``rho, p_spearman`` and the ``spearman_method`` of that p (``exact`` for
         fewer than 10 scans, ``permutation`` for fewer than 50 with ties, else ``t``); the p of both Shapiro-Wilk tests,
-        ``normal`` and the ``test`` that follows, ``pearson`` or ``spearman``, with ``p_recommended`` and ``p_holm``
+        ``normal`` and the recommended ``test``, ``pearson`` or ``spearman``, with its ``p_recommended`` and ``p_holm``
         over the rows; ``reason`` why there is no result. Fewer than three scans or a constant give NaN.
 
     Raises
@@ -89,7 +81,7 @@ def correlate(
         missing = int((usable & (labels == name)).sum() - counted.sum())
         named = {"group": name, "variable": variable, "covariate": covariate, "missing": missing}
         rows.append(named | _correlation(y[counted], x[counted]))
-    return add_holm(pd.DataFrame(rows, columns=list(COLUMNS)), "p_recommended")
+    return add_holm(pd.DataFrame(rows, columns=list(_COLUMNS)), "p_recommended")
 
 
 def _correlation(y: Float[ndarray, " n"], x: Float[ndarray, " n"]) -> dict[str, object]:
@@ -113,20 +105,20 @@ def _spearman(y: Float[ndarray, " n"], x: Float[ndarray, " n"]) -> tuple[float, 
     approximate = stats.spearmanr(y, x)
     rho = float(approximate.statistic)
     has_ties = min(len(np.unique(y)), len(np.unique(x))) < len(x)
-    if len(x) >= (FEWEST_TIED_FOR_T if has_ties else FEWEST_FOR_T):
+    if len(x) >= (_FEWEST_TIED_FOR_T if has_ties else _FEWEST_FOR_T):
         return rho, float(approximate.pvalue), "t"
     ranks, of_x = stats.rankdata(y), stats.rankdata(x)
     found = stats.permutation_test(
         (ranks,),
         lambda ordered, axis: (ordered * of_x).sum(axis=axis),
         permutation_type="pairings",
-        # As many as there are orders, or more, means all of them.
-        n_resamples=PERMUTATIONS if len(x) >= FEWEST_FOR_T else math.factorial(len(x)),
+        # scipy tries all orders if it may draw as many as there are.
+        n_resamples=_PERMUTATIONS if len(x) >= _FEWEST_FOR_T else math.factorial(len(x)),
         vectorized=True,
         batch=20_000,
         rng=0,
     )
-    return rho, float(found.pvalue), "permutation" if len(x) >= FEWEST_FOR_T else "exact"
+    return rho, float(found.pvalue), "permutation" if len(x) >= _FEWEST_FOR_T else "exact"
 
 
 def _reason(y: Float[ndarray, " n"], x: Float[ndarray, " n"]) -> str:

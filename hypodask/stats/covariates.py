@@ -1,9 +1,9 @@
-"""What an analysis is adjusted for: numbers such as age or the size of the head, categories such as sex or site.
+"""What an analysis is adjusted for: numbers such as age or ICV, and categories such as sex or site.
 
-They are one thing for every model. A category has one column for each level but the first. Sums of sites (``moments``)
-take the columns as they are; where all rows are at hand (``ancova``) they are centred and scaled over the scans that
-count, so that a model is as well conditioned in mm3 as in litres and its group means are those at the mean of every
-covariate.
+Every model encodes covariates in the same way: a number is one column, and a category has one column for each level
+except the first. The sums that sites send (``sites.moments``) use these columns as they are. If the rows of all scans
+are available (``ancova``), columns are centred and scaled over the scans that count. The model is then as well
+conditioned in mm3 as in litres, and its group means are those at the mean of every covariate.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from hypodask.errors import ResultsError
-from hypodask.stats.demographics import sexes
+from hypodask.core.errors import ResultsError
+from hypodask.core.structures import HEAD_SIZE
 from hypodask.stats.samples import group_labels, group_names, is_constant, values_of
+from hypodask.stats.table_one import sexes
 
 CATEGORIES = ("sex", "site", "scanner", "group", "subgroup", "protocol", "model", "version")
-"""Never numbers, although the cohort's table may number them; text is a category whatever its name."""
+"""Covariates that are categories even if the cohort's table numbers them; text is always a category."""
 
 
 def is_category(ds: xr.Dataset, name: str) -> bool:
-    """Whether a covariate names what a scan belongs to, and measures nothing.
+    """Whether a covariate is a category rather than a number.
 
     >>> is_category(xr.Dataset(coords={"site": ("scan", [1, 2]), "age": ("scan", [60, 70])}), "site")
     True
@@ -45,9 +46,9 @@ def category_labels(ds: xr.Dataset, name: str) -> ndarray:
         return labels
     named = sexes(ds)
     if (labels != "").any() and not (named != "").any():
-        # Which of 0, 1 and 2 are men, and which stands for the unknown, differs from one cohort to the next.
+        # Cohorts differ in which of 0, 1 and 2 stand for men, women and unknown.
         raise ResultsError(
-            f"'sex' holds {group_names(labels)[:5]}, needed male and female, or M and F: say who is who in the "
+            f"'sex' holds {group_names(labels)[:5]}, needed male and female, or M and F: write these in the "
             "cohort's table, and leave unknown ones empty"
         )
     return named
@@ -67,8 +68,8 @@ def covariate_values(ds: xr.Dataset, name: str) -> Float[ndarray, " scan"]:
     >>> covariate_values(ds, "icv").tolist()
     [1500000.0]
     """
-    if name == "icv" and name not in ds.variables:
-        return values_of(ds, "volume_mm3", "icv")
+    if name == HEAD_SIZE.name and name not in ds.variables:
+        return values_of(ds, "volume_mm3", HEAD_SIZE.name)
     return values_of(ds, name)
 
 
@@ -91,15 +92,15 @@ class Covariate:
 
     name: str
     levels: tuple[str, ...] = ()
-    """Of a category, the one that the others are compared with first; empty for a number."""
+    """Levels of a category, first the one that the others are compared with; empty for a number."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the design: ``age``, or one such as ``sex=male`` for each level but the first."""
+        """Names of the columns: ``age``, or one such as ``sex=male`` for each level except the first."""
         return tuple(f"{self.name}={level}" for level in self.levels[1:]) if self.levels else (self.name,)
 
     def encode(self, ds: xr.Dataset) -> Float[ndarray, "scan column"]:
-        """Values of the columns; NaN where a scan has no value, or a level that is not among these."""
+        """Values of the columns; NaN where a scan has no value, or a level that is not one of ``levels``."""
         if not self.levels:
             return covariate_values(ds, self.name)[:, None]
         labels = category_labels(ds, self.name)
@@ -118,19 +119,19 @@ def read_covariate(
     name
         Coordinate or variable with one value per scan, or ``icv``.
     reference
-        Level that the others are compared with.
+        Level that the others are compared with; None for the first in the alphabet.
     among
-        Scans that count, whose levels there are; None for all.
+        Scans that count; levels that none of them has are left out. None for all scans.
 
     Raises
     ------
     ResultsError
-        If it is a category with a single level, without the reference, or a sex in numbers.
+        If it is a category with a single level or without the reference, or ``sex`` holds numbers.
     """
     if not is_category(ds, name):
         return Covariate(name)
     labels = category_labels(ds, name)
-    # Where no scan counts it is not for the levels to say why.
+    # If no scan counts, take the levels of all: the caller then says that no scan counts.
     levels = tuple(group_names(labels if among is None or not among.any() else labels[among], reference))
     if len(levels) < 2:
         raise ResultsError(f"the covariate {name!r} has the levels {list(levels)}, needed two: leave it out")
@@ -155,7 +156,8 @@ def covariate_columns(ds: xr.Dataset, names: Sequence[str], counted: Bool[ndarra
     Returns
     -------
     DataFrame
-        One row per counted scan, named by covariate and level. What is the same in all of them has no column.
+        One row per counted scan; columns are named by covariate and level. A covariate that is the same in all of
+        these scans has no column.
 
     Examples
     --------
@@ -175,7 +177,7 @@ def covariate_columns(ds: xr.Dataset, names: Sequence[str], counted: Bool[ndarra
 
 
 def is_full_rank(design: Float[ndarray, "scan column"]) -> bool:
-    """Whether every column says something that the others do not.
+    """Whether no column is a linear combination of the others.
 
     >>> is_full_rank(np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]))
     False

@@ -1,7 +1,7 @@
-"""What exclusions do to a comparison, and whether they fall on one group more than on another.
+"""How exclusions change a comparison, and whether one group has more of them than another.
 
-Kassubek et al. 2025 exclude by group: 5 of 107 controls, 21 of 411 ALS, 1 of 46 PLS. A difference that is there with
-one rule and gone with another is a finding about the rule.
+Kassubek et al. 2025 exclude by group: 5 of 107 controls, 21 of 411 ALS, 1 of 46 PLS. A difference that only one rule of
+exclusion finds is a finding about the rule.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from numpy import ndarray
 from scipy import stats
 from scipy.stats.contingency import odds_ratio
 
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
 from hypodask.stats.groups import ALPHA, compare_groups
 from hypodask.stats.multiplicity import holm
 from hypodask.stats.outliers import find_far_outliers, find_low_quality, find_outliers
@@ -25,20 +25,20 @@ from hypodask.stats.samples import done_scans, excluded_scans, group_labels, gro
 Rule = Callable[[xr.Dataset], xr.Dataset]
 """Marks scans as ``excluded``, as :func:`~hypodask.stats.find_outliers` does."""
 
-SMALLEST_EXPECTED = 5
-"""Expected count below which chi-square's own distribution is a poor approximation (Cochran 1954)."""
+_SMALLEST_EXPECTED = 5
+"""Expected count below which the chi-square distribution is a poor approximation (Cochran 1954)."""
 
-TABLES = 9999
-"""Tables with the same margins that are drawn where chi-square is a poor approximation."""
+_TABLES = 9999
+"""Random tables with the same margins, drawn where the chi-square distribution is a poor approximation."""
 
-COLUMNS = (
+_COLUMNS = (
     *("groups", "excluded", "scans", "percent", "percent_difference", "test", "statistic", "df", "p", "p_holm"),
     *("effect", "effect_name", "effect_low", "effect_high", "reason"),
 )
 
 
-def rules_of(ds: xr.Dataset, by: str) -> dict[str, Rule]:
-    """Nobody excluded, the paper's rule, and rules that do not know the groups; quality where there is one."""
+def _rules_of(ds: xr.Dataset, by: str) -> dict[str, Rule]:
+    """No exclusions, the paper's rule, and rules that ignore the groups; quality if scans have one."""
     rules: dict[str, Rule] = {
         "nobody": _exclude_nobody,
         "iqr by group": partial(find_outliers, by=by),
@@ -64,26 +64,26 @@ def compare_exclusions(
     reference: str | None = None,
     rules: Mapping[str, Rule] | None = None,
 ) -> pd.DataFrame:
-    """Compare the groups with nobody excluded and under each rule of exclusion.
+    """Compare the groups without exclusions and under each rule of exclusion.
 
     Parameters
     ----------
     ds, variable, structure, by, reference
-        As in :func:`~hypodask.stats.compare_groups`; an ``excluded`` that is there already is replaced by each rule.
+        As in :func:`~hypodask.stats.compare_groups`; each rule replaces an ``excluded`` that is already there.
     rules
-        Name -> function that marks ``excluded``, such as ``partial(find_outliers, quantiles="weibull")``; the first is
-        what the others are held against. By default nobody, IQR and robust z by group and over all, and quality.
+        Names and functions that mark ``excluded``, such as ``partial(find_outliers, quantiles="weibull")``; the others
+        are compared with the first. By default nobody, IQR and robust z by group and over all, and quality.
 
     Returns
     -------
     DataFrame
-        The columns of ``compare_groups`` after ``rule``, one row per rule and pair; ``reason`` also tells where a rule
-        changes which side of 0.05 the p lies on, or the sign of a significant difference.
+        ``rule`` and the columns of ``compare_groups``, one row per rule and pair; ``reason`` also says where a rule
+        moves the p across 0.05, or changes the sign of a significant difference.
 
     Raises
     ------
     ResultsError
-        If there are no rules, or a rule or the comparison lacks something.
+        If there are no rules, or something is missing that a rule or the comparison needs.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def compare_exclusions(
     >>> table[["rule", "n_b", "difference"]].values.tolist()
     [['nobody', 5, -136.0], ['paper', 4, 102.5]]
     """
-    chosen = rules_of(ds, by) if rules is None else rules
+    chosen = _rules_of(ds, by) if rules is None else rules
     if not chosen:
         raise ResultsError("no rules of exclusion were given: leave out rules= for the usual ones")
     tables = []
@@ -111,21 +111,17 @@ def compare_exclusions(
 
 
 def _with_change(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
-    changed = conclusions(table) != conclusions(first)
+    changed = _conclusions(table) != _conclusions(first)
     note = f"another conclusion than with {first['rule'].iloc[0]!r}" if len(first) else ""
-    reasons = [_joined(text, note if new else "") for text, new in zip(table["reason"], changed, strict=True)]
-    return table.assign(reason=reasons)
+    notes = [(text, note if new else "") for text, new in zip(table["reason"], changed, strict=True)]
+    return table.assign(reason=["; ".join(filter(None, pair)) for pair in notes])
 
 
-def conclusions(table: pd.DataFrame, p: str = "p_recommended") -> ndarray:
-    """Of each comparison: -1 significantly less, 1 significantly more, 0 neither, 9 not tested."""
-    sides = np.where(table[p] < ALPHA, np.sign(table["difference"]), 0)
-    concluded: ndarray = np.where(table[p].notna(), sides, 9)
+def _conclusions(table: pd.DataFrame) -> ndarray:
+    """For each comparison -1 significantly less, 1 significantly more, 0 neither, 9 not tested."""
+    p = table["p_recommended"]
+    concluded: ndarray = np.where(p.notna(), np.where(p < ALPHA, np.sign(table["difference"]), 0), 9)
     return concluded
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
 
 
 def check_exclusions(ds: xr.Dataset, *, by: str = "group", seed: int = 0) -> pd.DataFrame:
@@ -139,21 +135,21 @@ def check_exclusions(ds: xr.Dataset, *, by: str = "group", seed: int = 0) -> pd.
     by
         Coordinate that holds the group.
     seed
-        Of the tables that are drawn where an expected count is below 5.
+        Of the random tables that are drawn where an expected count is below 5.
 
     Returns
     -------
     DataFrame
         A row for all groups at once and, where there are three or more, one for each pair: ``excluded`` of ``scans``
         and ``percent`` in each group, in the order of ``groups``; ``percent_difference`` of a pair, first minus second;
-        for all groups ``chi-square`` without continuity correction with Cramer's V, its p by drawn tables with the same
-        margins where an expected count is below 5; for a pair ``fisher`` with the conditional odds ratio and its exact
-        95 % interval, and ``p_holm`` over the pairs; ``reason`` why there is no p.
+        for all groups ``chi-square`` without continuity correction with Cramer's V, its p from random tables with the
+        same margins where an expected count is below 5; for a pair ``fisher`` with the conditional odds ratio and its
+        exact 95 % interval, and ``p_holm`` over the pairs; ``reason`` why there is no p.
 
     Raises
     ------
     ResultsError
-        If nothing was excluded by a rule yet, or the group column is not there.
+        If no rule has marked ``excluded`` yet, or the group column is not there.
 
     Examples
     --------
@@ -166,18 +162,16 @@ def check_exclusions(ds: xr.Dataset, *, by: str = "group", seed: int = 0) -> pd.
     require(ds, "excluded")
     labels, done = group_labels(ds, by), done_scans(ds)
     names = group_names(labels[done])
-    counts = np.array([_counts(excluded_scans(ds)[done & (labels == name)]) for name in names]).reshape(-1, 2)
+    excluded = excluded_scans(ds)
+    members = [done & (labels == name) for name in names]
+    counts = np.array([((own & excluded).sum(), (own & ~excluded).sum()) for own in members]).reshape(-1, 2)
     pairs = [list(pair) for pair in combinations(range(len(names)), 2)]
     rows = [] if len(names) == 2 else [_row(names, counts) | _chi_square(counts, seed)]
     rows += [_row([names[i] for i in pair], counts[pair]) | _fisher(counts[pair]) for pair in pairs]
-    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
+    table = pd.DataFrame(rows, columns=[name for name in _COLUMNS if name != "p_holm"])
     paired = np.where(table["test"] == "fisher", table["p"], np.nan).astype(np.float64)
-    table.insert(COLUMNS.index("p_holm"), "p_holm", holm(paired))
+    table.insert(_COLUMNS.index("p_holm"), "p_holm", holm(paired))
     return table
-
-
-def _counts(excluded: ndarray) -> tuple[int, int]:
-    return int(excluded.sum()), int((~excluded).sum())
 
 
 def _row(names: list[str], counts: Int[ndarray, "group 2"]) -> dict[str, object]:
@@ -196,8 +190,8 @@ def _untestable(counts: Int[ndarray, "group 2"]) -> str:
     if len(counts) < 2:
         return f"{len(counts)} groups have done scans, a test needs 2"
     if not counts[:, 0].any():
-        return "nobody was excluded"
-    return "" if counts[:, 1].any() else "everybody was excluded"
+        return "no scan was excluded"
+    return "" if counts[:, 1].any() else "every scan was excluded"
 
 
 def _chi_square(counts: Int[ndarray, "group 2"], seed: int) -> dict[str, object]:
@@ -207,21 +201,26 @@ def _chi_square(counts: Int[ndarray, "group 2"], seed: int) -> dict[str, object]
     effect = float(np.sqrt(result.statistic / counts.sum()))
     row = {"test": "chi-square", "statistic": float(result.statistic), "df": int(result.dof), "p": float(result.pvalue)}
     row |= {"effect": effect, "effect_name": "Cramer's V"}
-    if result.expected_freq.min() >= SMALLEST_EXPECTED:
+    if result.expected_freq.min() >= _SMALLEST_EXPECTED:
         return row
-    note = f"an expected count is {result.expected_freq.min():.1f}: p by {TABLES} drawn tables"
+    note = f"an expected count is {result.expected_freq.min():.1f}: p from {_TABLES} random tables"
     return row | {"p": _drawn_p(counts, float(result.statistic), seed), "reason": note}
 
 
 def _drawn_p(counts: Int[ndarray, "group 2"], observed: float, seed: int) -> float:
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
-    drawn = stats.random_table(rows, columns, seed=np.random.default_rng(seed)).rvs(TABLES)
+    drawn = stats.random_table(rows, columns, seed=np.random.default_rng(seed)).rvs(_TABLES)
     expected = np.outer(rows, columns) / counts.sum()
     statistics = ((drawn - expected) ** 2 / expected).sum(axis=(1, 2))
-    return float((1 + (statistics >= observed * (1 - 1e-9)).sum()) / (1 + TABLES))
+    return float((1 + (statistics >= observed * (1 - 1e-9)).sum()) / (1 + _TABLES))
 
 
 def _fisher(counts: Int[ndarray, "2 2"]) -> dict[str, object]:
+    """Fisher's exact test of two groups: ``counts`` has a row for each group, of excluded scans and of kept ones.
+
+    The effect is the odds of exclusion in the first group over those in the second, with its exact 95 % interval;
+    ``reason`` says why there is no test.
+    """
     if reason := _untestable(counts):
         return {"test": "fisher", "reason": reason}
     odds = odds_ratio(counts)

@@ -1,7 +1,7 @@
-"""Two groups against each other: difference, interval, effect size and the tests of the paper.
+"""Two groups compared: difference, interval, effect size and the tests of the paper.
 
 Kassubek et al. 2025: Shapiro-Wilk in each group, then Student's unpaired t-test with pooled variance. Welch's
-t-test and Mann-Whitney's U stand beside it; the latter is recommended where a group is not normal.
+t-test and Mann-Whitney's U are given too; the latter is recommended where a group is not normal.
 """
 
 from itertools import combinations
@@ -14,18 +14,18 @@ from numpy import ndarray
 from scipy import special, stats
 
 from hypodask.stats.multiplicity import add_holm
-from hypodask.stats.samples import Sample, group_names, samples
+from hypodask.stats.samples import Sample, group_names, is_constant, samples
 
 ALPHA = 0.05
-"""Level of significance of the paper; intervals are 95 %."""
+"""Significance level of the paper; intervals are 95 %."""
 
 FEWEST_SCANS = 3
 """Smallest group that is tested: Shapiro-Wilk needs three values."""
 
 MOST_FOR_SHAPIRO = 5000
-"""Above this the p of Shapiro-Wilk is not accurate (Royston 1995), and a mean is normal whatever its values are."""
+"""Above this the p of Shapiro-Wilk is not accurate (Royston 1995), and the mean is normal for any distribution."""
 
-COLUMNS = (
+_COLUMNS = (
     *("group_a", "group_b", "n_a", "n_b", "mean_a", "mean_b", "sd_a", "sd_b"),
     *("difference", "difference_low", "difference_high", "percent"),
     *("t", "df", "p", "t_welch", "df_welch", "p_welch", "u", "p_mannwhitney"),
@@ -40,8 +40,8 @@ def compare_groups(
 ) -> pd.DataFrame:
     """Compare every pair of groups.
 
-    A difference is ``group_a - group_b``. With a reference every other group comes first as ``(group, reference)``,
-    so that ``percent`` is relative to the reference; then the others among themselves, in alphabetical order.
+    A difference is ``group_a - group_b``. With a reference, the first rows compare every other group with it, so that
+    ``percent`` is relative to the reference; then follow the pairs of the other groups, in alphabetical order.
 
     Parameters
     ----------
@@ -64,14 +64,13 @@ def compare_groups(
         - ``n``, ``mean``, ``sd`` of both groups; ``difference`` with its 95 % interval (pooled variance) in the unit
           of the variable and ``percent`` of the mean of ``group_b``;
         - ``t, df, p`` Student; ``t_welch, df_welch, p_welch``; ``u, p_mannwhitney``; all two-sided;
-        - ``p_shapiro_a``, ``p_shapiro_b``, ``normal`` (neither is below 0.05) and the ``test`` that follows from it,
-          ``student`` or ``mann-whitney``, with ``p_recommended`` and ``p_holm``, the same adjusted by Holm over the
-          rows;
+        - ``p_shapiro_a``, ``p_shapiro_b``, ``normal`` (neither is below 0.05) and the recommended ``test``,
+          ``student`` or ``mann-whitney``, with its p as ``p_recommended``, and as ``p_holm`` adjusted over the rows;
         - ``hedges_g`` with its exact 95 % interval (noncentral t);
         - ``missing`` (failed, skipped or no value) and ``excluded`` scans of both groups;
-        - ``reason``: why there is no p, or what to mind about it.
+        - ``reason``: why there is no p, or what limits it.
 
-        A group of fewer than three scans or two constant groups have NaN for p, and a reason.
+        A pair with a group of fewer than three scans, or with two constant groups, has NaN for p and a reason.
 
     Raises
     ------
@@ -91,11 +90,11 @@ def compare_groups(
     found = samples(ds, variable, structure=structure, by=by)
     names = group_names(np.array(list(found), dtype=object), reference)
     rows = [_compare(found[a], found[b]) for a, b in pairs(names, reference)]
-    return add_holm(pd.DataFrame(rows, columns=list(COLUMNS)), "p_recommended")
+    return add_holm(pd.DataFrame(rows, columns=list(_COLUMNS)), "p_recommended")
 
 
 def pairs(names: list[str], reference: str | None) -> list[tuple[str, str]]:
-    """Every pair of groups that is compared; ``names`` begin with the reference, where there is one.
+    """Every pair of groups that is compared; ``names`` start with the reference if there is one.
 
     >>> pairs(["control", "ALS", "PLS"], "control")
     [('ALS', 'control'), ('PLS', 'control'), ('ALS', 'PLS')]
@@ -109,9 +108,11 @@ def pairs(names: list[str], reference: str | None) -> list[tuple[str, str]]:
 def _compare(a: Sample, b: Sample) -> dict[str, object]:
     row: dict[str, object] = {"group_a": a.group, "group_b": b.group}
     row |= compare_summaries(a.mean, a.sd, a.n, b.mean, b.sd, b.n)
-    row |= _mann_whitney(a, b) | _normality(a, b)
-    row["test"] = "student" if row["normal"] else "mann-whitney"
-    row["p_recommended"] = row["p"] if row["normal"] else row["p_mannwhitney"]
+    row |= _mann_whitney(a, b)
+    p_a, p_b = shapiro_p(a.values), shapiro_p(b.values)
+    normal = looks_normal(a.values, p_a) and looks_normal(b.values, p_b)
+    row |= {"p_shapiro_a": p_a, "p_shapiro_b": p_b, "normal": normal}
+    row |= {"test": "student" if normal else "mann-whitney", "p_recommended": row["p" if normal else "p_mannwhitney"]}
     row |= {"missing_a": a.missing, "missing_b": b.missing, "excluded_a": a.excluded, "excluded_b": b.excluded}
     return row | {"reason": _reason(a, b)}
 
@@ -163,14 +164,14 @@ def _student(difference: float, sd_a: float, n_a: int, sd_b: float, n_b: int) ->
 
 
 def _welch(difference: float, error2_a: float, n_a: int, error2_b: float, n_b: int) -> dict[str, float]:
-    """Unequal variances, from the squared standard errors of both means."""
+    """Welch's test, from the squared standard errors of both means."""
     t = difference / float(np.sqrt(error2_a + error2_b))
     df = (error2_a + error2_b) ** 2 / (error2_a**2 / (n_a - 1) + error2_b**2 / (n_b - 1))
     return {"t_welch": t, "df_welch": df, "p_welch": _two_sided(t, df)}
 
 
 def _hedges(t: float, n_a: int, n_b: int) -> dict[str, float]:
-    """Hedges' g and the interval of noncentral t distributions that have t in their 2.5 % tails."""
+    """Hedges' g; its interval holds the effects for which t is not in a 2.5 % tail of the noncentral t."""
     df = n_a + n_b - 2
     correction = float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / np.sqrt(df / 2))
     scale = correction * float(np.sqrt(1 / n_a + 1 / n_b))
@@ -179,15 +180,11 @@ def _hedges(t: float, n_a: int, n_b: int) -> dict[str, float]:
 
 
 def _mann_whitney(a: Sample, b: Sample) -> dict[str, float]:
-    if min(a.n, b.n) < FEWEST_SCANS or is_tied(a, b):
+    # Where both groups are the same constant, all ranks are tied.
+    if min(a.n, b.n) < FEWEST_SCANS or (a.constant and b.constant and a.mean == b.mean):
         return {"u": float("nan"), "p_mannwhitney": float("nan")}
     result = stats.mannwhitneyu(a.values, b.values)
     return {"u": float(result.statistic), "p_mannwhitney": float(result.pvalue)}
-
-
-def is_tied(a: Sample, b: Sample) -> bool:
-    """Whether both groups are one and the same constant, so that ranks say nothing."""
-    return a.constant and b.constant and a.mean == b.mean
 
 
 def shapiro_p(values: Float[ndarray, " n"]) -> float:
@@ -196,20 +193,14 @@ def shapiro_p(values: Float[ndarray, " n"]) -> float:
     >>> round(shapiro_p(np.array([148.0, 154, 158, 160, 161, 162, 166, 170, 182, 195, 236])), 4)
     0.0067
     """
-    if not FEWEST_SCANS <= len(values) <= MOST_FOR_SHAPIRO or np.ptp(values) <= 1e-12 * np.abs(values).max():
+    if not FEWEST_SCANS <= len(values) <= MOST_FOR_SHAPIRO or is_constant(values):
         return float("nan")
     return float(stats.shapiro(values).pvalue)
 
 
 def looks_normal(values: Float[ndarray, " n"], p: float) -> bool:
-    """Whether a test that assumes normal values may be used: Shapiro-Wilk says so, or there are thousands."""
+    """Whether a test that assumes normal values may be used: Shapiro-Wilk does not object, or n is in the thousands."""
     return len(values) > MOST_FOR_SHAPIRO or p >= ALPHA
-
-
-def _normality(a: Sample, b: Sample) -> dict[str, object]:
-    p_a, p_b = shapiro_p(a.values), shapiro_p(b.values)
-    normal = looks_normal(a.values, p_a) and looks_normal(b.values, p_b)
-    return {"p_shapiro_a": p_a, "p_shapiro_b": p_b, "normal": normal}
 
 
 def _reason(a: Sample, b: Sample) -> str:
@@ -222,7 +213,7 @@ def _reason(a: Sample, b: Sample) -> str:
 
 
 def repeated_notes(*compared: Sample) -> list[str]:
-    """What to mind about groups in which a participant has more than one scan."""
+    """A note for each group in which a participant has more than one scan."""
     return [
         f"{s.repeated} participants of {s.group} have more than one scan: the values are not independent, "
         "keep one scan each"

@@ -1,13 +1,13 @@
-"""Ways to take the size of the head out of a volume, side by side.
+"""Take head size out of a volume: the paper's way and others, side by side.
 
 Kassubek et al. 2025 divide by the intracranial volume (``proportion``), which is right where a volume grows in
-proportion to the head. Regression (``residual``, Mathalon et al. 1993), analysis of covariance (``covariate``) and a
-power of the ICV (``power``, Liu et al. 2014) take the relation from the data: from the reference group, whom no disease
-has moved, except for the covariate, whose slope is common to both groups.
+proportion to the ICV. Regression (``residual``, Mathalon et al. 1993), a power of the ICV (``power``, Liu et al. 2014)
+and analysis of covariance (``covariate``) estimate the relation from the data. The first two estimate it in the
+reference group, where no disease has changed it; the covariate has one slope for both groups.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,31 +17,76 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import stats
 
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
+from hypodask.core.structures import HEAD_SIZE, MAIN
+from hypodask.core.variables import VARIABLES
 from hypodask.stats.groups import ALPHA, FEWEST_SCANS, pairs
-from hypodask.stats.icv import normalize_icv
 from hypodask.stats.multiplicity import holm
 from hypodask.stats.samples import group_labels, group_names, is_constant, is_in, usable_scans, values_of
-from hypodask.variables import VARIABLES
 
 Adjustment = Literal["proportion", "residual", "power"]
 
-METHODS = ("none", "proportion", "residual", "power", "covariate")
+_METHODS = ("none", "proportion", "residual", "power", "covariate")
 """Rows of the table, in its order; ``none`` is the volume as it was measured."""
 
-COLUMNS = (
+_COLUMNS = (
     *("method", "group_a", "group_b", "n_a", "n_b", "missing_a", "missing_b", "mean_a", "mean_b"),
     *("difference", "difference_low", "difference_high", "percent", "t", "df", "p", "p_holm", "cohens_d"),
     *("p_slopes", "reason"),
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Heads:
+    """The ICV of each scan, and the scans of the reference group that an adjustment is estimated from."""
+
+    icv_mm3: Float[ndarray, " scan"]
+    """NaN where there is none above zero."""
+    reference: Bool[ndarray, " scan"]
+    """Scans of the reference group that are usable and have an ICV."""
+    mean_icv_mm3: float
+    """Of these scans."""
+
+    @classmethod
+    def of(cls, ds: xr.Dataset, reference: str | None, by: str) -> "_Heads":
+        """Raise an error where the reference group has no ICV."""
+        icv_mm3 = values_of(ds, "volume_mm3", HEAD_SIZE.name)
+        icv_mm3 = np.where(icv_mm3 > 0, icv_mm3, np.nan)
+        members = usable_scans(ds) & np.isfinite(icv_mm3) & is_in(ds, reference, by)
+        if not members.any():
+            raise ResultsError(
+                f"no usable ICV in the reference group {reference or 'of all scans'!r}: "
+                "check its failed and excluded scans, or choose another reference"
+            )
+        return cls(icv_mm3, members, float(icv_mm3[members].mean()))
+
+    def adjust(self, volume_mm3: Float[ndarray, " scan"], method: str) -> Float[ndarray, " scan"]:
+        """The volumes at the mean ICV of the reference; NaN where the reference gives no slope."""
+        if method == "proportion":
+            return volume_mm3 / self.icv_mm3 * self.mean_icv_mm3
+        line = self.relate(volume_mm3, logarithmic=method == "power")
+        if line is None:
+            return np.full(len(volume_mm3), np.nan)
+        if method == "power":
+            return volume_mm3 * (self.mean_icv_mm3 / self.icv_mm3) ** line.slope
+        return volume_mm3 - line.slope * (self.icv_mm3 - self.mean_icv_mm3)
+
+    def relate(self, volume_mm3: Float[ndarray, " scan"], *, logarithmic: bool) -> "_Line | None":
+        """The line through the volumes of the reference group over ICV; None for too few scans or one ICV."""
+        counted = self.reference & np.isfinite(volume_mm3)
+        if logarithmic:
+            counted &= np.where(np.isfinite(volume_mm3), volume_mm3, 0) > 0
+        x, y = self.icv_mm3[counted], volume_mm3[counted]
+        if len(x) < FEWEST_SCANS or is_constant(x):
+            return None
+        return _Line.through(np.log(x), np.log(y)) if logarithmic else _Line.through(x, y)
+
+
 @dataclass(frozen=True)
-class Line:
-    """A straight line through the volumes of the reference group, with its 95 % interval."""
+class _Line:
+    """A straight line with the 95 % interval of its slope."""
 
     n: int
-    intercept: float
     slope: float
     slope_low: float
     slope_high: float
@@ -50,32 +95,73 @@ class Line:
     r: float
 
     @classmethod
-    def through(cls, x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> Self:
+    def through(cls, x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> "_Line":
         """Fit by least squares."""
         fit = stats.linregress(x, y)
         reach = float(stats.t.ppf(1 - ALPHA / 2, len(x) - 2)) * fit.stderr
         ends = float(fit.slope - reach), float(fit.slope + reach)
-        return cls(len(x), float(fit.intercept), float(fit.slope), *ends, float(fit.stderr), float(fit.rvalue))
+        return cls(len(x), float(fit.slope), *ends, float(fit.stderr), float(fit.rvalue))
 
     def p_of_slope(self, slope: float) -> float:
-        """P of the slope being this one, two-sided."""
+        """Two-sided p of the test that the true slope is this one."""
         if not self.error > 0:
             return float("nan")
         return float(2 * stats.t.sf(abs(self.slope - slope) / self.error, self.n - 2))
+
+
+def normalize_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -> xr.Dataset:
+    """Divide every volume by the ICV and multiply it by the mean ICV of the reference group.
+
+    Equation 1 of Kassubek et al. 2025: ``V / V_ICV * mean V_ICV of controls``. The values are those of
+    :func:`adjust_icv` with the method ``proportion``, under the name that the paper's analysis uses. The mean is over
+    the scans of the reference group that are done and, where :func:`~hypodask.stats.find_outliers` was run before, not
+    excluded. It is one factor for all scans: another reference scales all group means alike and changes no test.
+
+    Parameters
+    ----------
+    ds
+        Results with ``volume_mm3`` and the structure ``icv``.
+    reference
+        Name of the reference group; None for the mean over all scans.
+    by
+        Coordinate that holds the group.
+
+    Returns
+    -------
+    Dataset
+        With ``normalized_volume_mm3(scan, structure)``. It is NaN where a scan has no ICV, and for the ICV itself,
+        which would be the same number in every scan. Its ``attrs`` give the reference, its mean ICV and the number of
+        scans in that mean.
+
+    Raises
+    ------
+    ResultsError
+        If there is no ICV, no such group, or no ICV in the group.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(
+    ...     {"volume_mm3": (("scan", "structure"), [[800.0, 1.4e6], [900.0, 1.6e6]])},
+    ...     coords={"structure": ["hypothalamus", "icv"], "group": ("scan", ["control", "PLS"])},
+    ... )
+    >>> ds.pipe(normalize_icv, reference="control").normalized_volume_mm3.sel(structure="hypothalamus").values
+    array([800. , 787.5])
+    """
+    return _with_adjusted(ds, "normalized_volume_mm3", "proportion", reference, by)
 
 
 def adjust_icv(ds: xr.Dataset, *, method: Adjustment, reference: str | None, by: str = "group") -> xr.Dataset:
     """Adjust every volume to the mean ICV of the reference group.
 
     With ``M`` the mean ICV of the reference group: ``proportion`` is ``V / ICV * M`` (Kassubek 2025, eq. 1);
-    ``residual`` is ``V - b (ICV - M)``, b the slope of V on ICV; ``power`` is ``V (M / ICV)^b``, b the slope of log V
-    on log ICV (Liu et al. 2014). Slopes are those of the reference group.
+    ``residual`` is ``V - b (ICV - M)`` with b the slope of V on ICV; ``power`` is ``V (M / ICV)^b`` with b the slope of
+    log V on log ICV (Liu et al. 2014). Slopes are estimated in the reference group.
 
     Parameters
     ----------
     ds
-        Results with ``volume_mm3`` and the structure ``icv``; scans that are not done or ``excluded`` do not count
-        for the slopes and are adjusted by them.
+        Results with ``volume_mm3`` and the structure ``icv``. Scans that are not done or ``excluded`` are adjusted too,
+        but do not count for the slopes and the mean.
     method
         ``proportion``, ``residual`` or ``power``.
     reference
@@ -86,13 +172,14 @@ def adjust_icv(ds: xr.Dataset, *, method: Adjustment, reference: str | None, by:
     Returns
     -------
     Dataset
-        With ``adjusted_volume_mm3(scan, structure)``; NaN without ICV, for the ICV itself, and for a structure whose
-        slope cannot be found from fewer than three scans. Its ``attrs`` name method and reference.
+        With ``adjusted_volume_mm3(scan, structure)``. It is NaN without ICV, for the ICV itself, and for a structure
+        that fewer than three scans of the reference have. Its ``attrs`` give the method, the reference, its mean ICV
+        and the number of scans in that mean.
 
     Raises
     ------
     ResultsError
-        If the method is unknown, or ICV or reference group are not there.
+        If the method is unknown, there is no ICV, no such group, or no ICV in the group.
 
     Examples
     --------
@@ -102,51 +189,27 @@ def adjust_icv(ds: xr.Dataset, *, method: Adjustment, reference: str | None, by:
     >>> adjusted.sel(structure="hypothalamus").values.round(6).tolist()
     [850.0, 850.0, 850.0]
     """
-    if method not in ("proportion", "residual", "power"):
+    if method not in get_args(Adjustment):
         raise ResultsError(f"no adjustment {method!r}: choose proportion, residual or power")
-    attrs = normalize_icv(ds, reference=reference, by=by)["normalized_volume_mm3"].attrs
-    icv, behind = _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
-    adjusted = xr.full_like(ds["volume_mm3"].transpose("scan", "structure"), np.nan, dtype=np.float64)
-    for place, structure in enumerate(ds["structure"].to_numpy().astype(str)):
-        if structure != "icv":
-            adjusted[:, place] = _adjust(values_of(ds, "volume_mm3", structure), icv, behind, method)
-    adjusted.attrs = {**attrs, "description": VARIABLES["adjusted_volume_mm3"].description, "method": method}
-    return ds.assign(adjusted_volume_mm3=adjusted)
+    adjusted = _with_adjusted(ds, "adjusted_volume_mm3", method, reference, by)
+    adjusted["adjusted_volume_mm3"].attrs["method"] = method
+    return adjusted
 
 
-def _adjust(
-    volume: Float[ndarray, " scan"], icv: Float[ndarray, " scan"], behind: Bool[ndarray, " scan"], method: str
-) -> Float[ndarray, " scan"]:
-    mean_icv = float(icv[behind & np.isfinite(icv)].mean())
-    if method == "proportion":
-        return volume / icv * mean_icv
-    line = _relation(volume, icv, behind, logarithmic=method == "power")
-    if line is None:
-        return np.full(len(volume), np.nan)
-    if method == "power":
-        return volume * (mean_icv / icv) ** line.slope
-    return volume - line.slope * (icv - mean_icv)
-
-
-def _icv(ds: xr.Dataset) -> Float[ndarray, " scan"]:
-    icv = values_of(ds, "volume_mm3", "icv")
-    return np.where(icv > 0, icv, np.nan)
-
-
-def _relation(
-    volume: Float[ndarray, " scan"],
-    icv: Float[ndarray, " scan"],
-    behind: Bool[ndarray, " scan"],
-    *,
-    logarithmic: bool,
-) -> Line | None:
-    counted = behind & np.isfinite(icv) & np.isfinite(volume)
-    if logarithmic:
-        counted &= np.where(np.isfinite(volume), volume, 0) > 0
-    x, y = icv[counted], volume[counted]
-    if len(x) < FEWEST_SCANS or is_constant(x):
-        return None
-    return Line.through(np.log(x), np.log(y)) if logarithmic else Line.through(x, y)
+def _with_adjusted(ds: xr.Dataset, name: str, method: Adjustment, reference: str | None, by: str) -> xr.Dataset:
+    heads = _Heads.of(ds, reference, by)
+    adjusted = np.full((ds.sizes["scan"], ds.sizes["structure"]), np.nan)
+    for column, structure in enumerate(ds["structure"].to_numpy().astype(str)):
+        if structure != HEAD_SIZE.name:
+            adjusted[:, column] = heads.adjust(values_of(ds, "volume_mm3", structure), method)
+    attrs = {
+        "units": VARIABLES[name].units,
+        "description": VARIABLES[name].description,
+        "reference": reference or "all scans",
+        "reference_mean_icv_mm3": heads.mean_icv_mm3,
+        "reference_n": int(heads.reference.sum()),
+    }
+    return ds.assign({name: (("scan", "structure"), adjusted, attrs)})
 
 
 def relate_to_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -> pd.DataFrame:
@@ -160,15 +223,15 @@ def relate_to_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -
     Returns
     -------
     DataFrame
-        One row per structure but the ICV: ``n``; ``slope`` of the volume on ICV, mm3 per mm3, with its 95 % interval;
-        ``power``, the slope of log volume on log ICV, with its 95 % interval, ``p_no_relation`` (power 0) and
-        ``p_proportional`` (power 1: the paper's equation is right where this is not small); ``r`` of the logarithms;
-        ``reason`` why there is none.
+        One row per structure except the ICV: ``n``; ``slope`` of the volume on ICV, mm3 per mm3, with its 95 %
+        interval; ``power``, the slope of log volume on log ICV, with its 95 % interval; ``p_no_relation`` (the power is
+        0) and ``p_proportional`` (the power is 1: where this p is small, the paper's equation is wrong); ``r`` of the
+        logarithms; ``reason`` why there is no result.
 
     Raises
     ------
     ResultsError
-        If ICV or reference group are not there.
+        If there is no ICV, no such group, or no ICV in the group.
 
     Examples
     --------
@@ -178,26 +241,23 @@ def relate_to_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -
     >>> relate_to_icv(ds, reference=None)["power"].round(6).tolist()
     [0.5]
     """
-    icv, behind = _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
+    heads = _Heads.of(ds, reference, by)
     rows = []
     for structure in ds["structure"].to_numpy().astype(str):
-        if structure != "icv":
-            volume = values_of(ds, "volume_mm3", structure)
-            rows.append({"structure": structure} | _relation_row(volume, icv, behind))
+        if structure != HEAD_SIZE.name:
+            rows.append({"structure": structure} | _relation_row(values_of(ds, "volume_mm3", structure), heads))
     names = ("structure", "n", "slope", "slope_low", "slope_high", "power", "power_low", "power_high")
     return pd.DataFrame(rows, columns=[*names, "p_no_relation", "p_proportional", "r", "reason"])
 
 
-def _relation_row(
-    volume: Float[ndarray, " scan"], icv: Float[ndarray, " scan"], behind: Bool[ndarray, " scan"]
-) -> dict[str, object]:
-    plain = _relation(volume, icv, behind, logarithmic=False)
-    power = _relation(volume, icv, behind, logarithmic=True)
+def _relation_row(volume_mm3: Float[ndarray, " scan"], heads: _Heads) -> dict[str, object]:
+    plain = heads.relate(volume_mm3, logarithmic=False)
+    power = heads.relate(volume_mm3, logarithmic=True)
     if plain is None or power is None:
-        n = int((behind & np.isfinite(icv) & np.isfinite(volume)).sum())
+        n = int((heads.reference & np.isfinite(volume_mm3)).sum())
         return {
             "n": n,
-            "reason": f"{n} scans of the reference have both values, needed {FEWEST_SCANS} heads that differ",
+            "reason": f"{n} scans of the reference have both values, needed {FEWEST_SCANS} whose ICVs differ",
         }
     row = {"n": power.n, "slope": plain.slope, "slope_low": plain.slope_low, "slope_high": plain.slope_high}
     row |= {"power": power.slope, "power_low": power.slope_low, "power_high": power.slope_high, "r": power.r}
@@ -205,9 +265,9 @@ def _relation_row(
 
 
 def compare_icv_adjustments(
-    ds: xr.Dataset, *, structure: str = "hypothalamus", reference: str | None = None, by: str = "group"
+    ds: xr.Dataset, *, structure: str = MAIN.name, reference: str | None = None, by: str = "group"
 ) -> pd.DataFrame:
-    """Compare the groups under each way to take out the size of the head.
+    """Compare the groups under each way to take head size out of a volume.
 
     Parameters
     ----------
@@ -217,7 +277,7 @@ def compare_icv_adjustments(
     structure
         Such as ``hypothalamus``.
     reference
-        Group whose slopes and mean ICV are used and against which the others are compared; None for all scans.
+        Group whose slopes and mean ICV are used and with which the others are compared; None for all scans.
     by
         Coordinate that holds the group.
 
@@ -228,8 +288,8 @@ def compare_icv_adjustments(
         both, at the mean ICV of the reference for ``covariate``; ``missing``, usable scans of the group without volume
         or ICV; ``difference`` (a - b) with its 95 % interval in mm3 and ``percent`` of ``mean_b``; ``t, df, p``
         (Student's, or that of the group in ``volume ~ group + ICV``) and ``p_holm`` over the pairs of a method;
-        ``cohens_d``, the difference in residual SDs; ``p_slopes`` of equal slopes in both groups, which the covariate
-        assumes; ``reason`` why there is no p, and a warning wherever the methods disagree.
+        ``cohens_d``, the difference in residual SDs; ``p_slopes``, the test that both groups have the same slope, which
+        ``covariate`` assumes; ``reason`` why there is no p, and a warning wherever the methods disagree.
 
     Raises
     ------
@@ -248,19 +308,22 @@ def compare_icv_adjustments(
     >>> compare_icv_adjustments(ds, reference="control")["method"].tolist()
     ['none', 'proportion', 'residual', 'power', 'covariate']
     """
-    normalize_icv(ds, reference=reference, by=by)  # tells what lacks
-    volume, icv, behind = values_of(ds, "volume_mm3", structure), _icv(ds), usable_scans(ds) & is_in(ds, reference, by)
-    volumes = {method: _adjust(volume, icv, behind, method) for method in ("proportion", "residual", "power")}
+    heads, volume = _Heads.of(ds, reference, by), values_of(ds, "volume_mm3", structure)
+    volumes = {method: heads.adjust(volume, method) for method in get_args(Adjustment)}
     volumes |= {"none": volume, "covariate": volume}
-    head = icv - icv[behind & np.isfinite(icv)].mean()
-    rows = []
-    for method in METHODS:
-        for a, b in _pairs(ds, volume, icv, reference, by):
-            found = _compare(volumes[method], head if method == "covariate" else None, a.members, b.members)
-            rows.append({"method": method} | _counts(a, b) | found)
-    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
+    icv_above_mean = heads.icv_mm3 - heads.mean_icv_mm3
+    compared = _pairs(ds, np.isfinite(heads.icv_mm3) & np.isfinite(volume), reference, by)
+    rows: list[dict[str, object]] = []
+    for method in _METHODS:
+        for a, b in compared:
+            row: dict[str, object] = {"method": method, "group_a": a.name, "group_b": b.name}
+            row |= {"n_a": int(a.members.sum()), "n_b": int(b.members.sum())}
+            row |= {"missing_a": a.missing, "missing_b": b.missing}
+            covariate = icv_above_mean if method == "covariate" else None
+            rows.append(row | _compare(volumes[method], covariate, a.members, b.members))
+    table = pd.DataFrame(rows, columns=[name for name in _COLUMNS if name != "p_holm"])
     adjusted = table.groupby("method", sort=False)["p"].transform(lambda p: holm(p.to_numpy(dtype=np.float64)))
-    table.insert(COLUMNS.index("p_holm"), "p_holm", adjusted)
+    table.insert(_COLUMNS.index("p_holm"), "p_holm", adjusted)
     return _with_warnings(table)
 
 
@@ -273,10 +336,9 @@ class _Group:
 
 
 def _pairs(
-    ds: xr.Dataset, volume: Float[ndarray, " scan"], icv: Float[ndarray, " scan"], reference: str | None, by: str
+    ds: xr.Dataset, measured: Bool[ndarray, " scan"], reference: str | None, by: str
 ) -> list[tuple[_Group, _Group]]:
     labels, usable = group_labels(ds, by), usable_scans(ds)
-    measured = np.isfinite(icv) & np.isfinite(volume)
     groups = {}
     for name in group_names(labels, reference):
         own = usable & (labels == name)
@@ -284,31 +346,28 @@ def _pairs(
     return [(groups[a], groups[b]) for a, b in pairs(list(groups), reference)]
 
 
-def _counts(a: _Group, b: _Group) -> dict[str, object]:
-    row: dict[str, object] = {"group_a": a.name, "group_b": b.name}
-    row |= {"n_a": int(a.members.sum()), "n_b": int(b.members.sum())}
-    return row | {"missing_a": a.missing, "missing_b": b.missing}
-
-
 def _compare(
     volume: Float[ndarray, " scan"],
-    head: Float[ndarray, " scan"] | None,
+    icv_above_mean: Float[ndarray, " scan"] | None,
     a: Bool[ndarray, " scan"],
     b: Bool[ndarray, " scan"],
 ) -> dict[str, object]:
-    """Regress the volume on the group and, where it is given, the size of the head above the reference's mean."""
-    if reason := _reason(volume, head, a, b):
+    """Regress the volume on the group and, where it is given, on the ICV less the mean of the reference."""
+    if reason := _reason(volume, icv_above_mean, a, b):
         return {"reason": reason}
     both = a | b
     first = a[both].astype(np.float64)
-    columns = [np.ones(len(first)), first] + ([] if head is None else [head[both] / np.abs(head[both]).max()])
+    columns = [np.ones(len(first)), first]
+    if icv_above_mean is not None:
+        # Scaled to at most 1, so that a model in mm3 is as well conditioned as one in litres.
+        columns.append(icv_above_mean[both] / np.abs(icv_above_mean[both]).max())
     fit = sm.OLS(volume[both], np.stack(columns, axis=1)).fit()
     low, high = fit.conf_int(ALPHA)[1]
     mean_b, difference = fit.params[0], fit.params[1]
     row = {"mean_a": mean_b + difference, "mean_b": mean_b, "difference": difference, "difference_low": low}
     row |= {"difference_high": high, "percent": 100 * difference / mean_b, "t": fit.tvalues[1], "df": fit.df_resid}
     row |= {"p": fit.pvalues[1], "cohens_d": difference / np.sqrt(fit.mse_resid)}
-    if head is not None and len(first) > 4:
+    if icv_above_mean is not None and len(first) > 4:
         crossed = sm.OLS(volume[both], np.stack([*columns, columns[2] * first], axis=1)).fit()
         row["p_slopes"] = crossed.pvalues[3]
     return {name: float(value) for name, value in row.items()} | {"reason": ""}
@@ -316,7 +375,7 @@ def _compare(
 
 def _reason(
     volume: Float[ndarray, " scan"],
-    head: Float[ndarray, " scan"] | None,
+    icv_above_mean: Float[ndarray, " scan"] | None,
     a: Bool[ndarray, " scan"],
     b: Bool[ndarray, " scan"],
 ) -> str:
@@ -327,11 +386,13 @@ def _reason(
         return "the reference gives no slope: see relate_to_icv"
     if is_constant(volume[a]) and is_constant(volume[b]):
         return "the values do not vary within either group"
-    return "" if head is None or not (is_constant(head[a]) and is_constant(head[b])) else "all heads are of one size"
+    if icv_above_mean is not None and is_constant(icv_above_mean[a]) and is_constant(icv_above_mean[b]):
+        return "the ICV does not vary within either group"
+    return ""
 
 
 def _with_warnings(table: pd.DataFrame) -> pd.DataFrame:
-    """Say it in every row of a comparison whose conclusion depends on the method."""
+    """Add a warning to every row of a comparison whose conclusion depends on the method."""
     warnings = pd.Series("", index=table.index)
     for _, rows in table.groupby(["group_a", "group_b"], sort=False):
         tested = rows[rows["p"].notna() & (rows["method"] != "none")]

@@ -1,8 +1,8 @@
-"""Outliers of the predicted volumes, per group, and who is excluded for what.
+"""Outliers among the predicted volumes, and which scans they exclude.
 
 The rule of Kassubek et al. 2025: outside ``[Q1 - 1.5 IQR, Q3 + 1.5 IQR]`` of the group, for the hypothalamus and
 for the ICV. Quartiles are numpy's linear ones unless another definition is asked for. They are taken over scans that
-are done and have a value. Beside it stand distances from the median and the quality score, which know no group.
+are done and have a value. Two more rules do not depend on the group: distance from the median, and the quality score.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +14,22 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
+from hypodask.core.structures import HEAD_SIZE, MAIN
+from hypodask.core.variables import LOW_QUALITY, VARIABLES
 from hypodask.stats.samples import done_scans, excluded_scans, group_labels, require, values_of
-from hypodask.variables import LOW_QUALITY, VARIABLES
 
 REACH = 1.5
 """Interquartile ranges beyond the quartiles at which an outlier begins (Tukey's, and the paper's)."""
 
-FARTHEST_Z = 3.5
+_FARTHEST_Z = 3.5
 """Robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)."""
 
-MAD_OF_NORMAL = 0.674489750196
+_MAD_OF_NORMAL = 0.674489750196
 """Median absolute deviation of a standard normal distribution, its upper quartile."""
 
-PAPER_STRUCTURES = ("hypothalamus", "icv")
-"""Structures whose outliers exclude a scan in the paper."""
+PAPER_STRUCTURES = (MAIN.name, HEAD_SIZE.name)
+"""Structures by whose outliers the paper excludes a scan."""
 
 Quantiles = Literal[
     "linear", "inverted_cdf", "averaged_inverted_cdf", "closest_observation", "interpolated_inverted_cdf", "hazen",
@@ -37,8 +38,8 @@ Quantiles = Literal[
 """Definitions of a quantile by numpy's names; SPSS has ``weibull``, R and Excel ``linear``, SAS
 ``averaged_inverted_cdf``."""
 
-Limits = Callable[[Float[ndarray, " n"]], tuple[float, float]]
-"""Finite values of one group, which may be put into another order, -> the lowest and highest that are no outliers."""
+_Limits = Callable[[Float[ndarray, " n"]], tuple[float, float]]
+"""From the finite values of one group, which it may reorder, to the lowest and highest that are not outliers."""
 
 
 def find_outliers(
@@ -54,14 +55,14 @@ def find_outliers(
     Parameters
     ----------
     ds
-        Results; call this before normalising, the paper looks at the volumes as predicted.
+        Results; call this before normalising, because the paper searches the volumes as predicted.
     by
-        Coordinate that holds the group; None for one set of fences over all scans. Scans without a group share
-        one set of their own.
+        Coordinate that holds the group; None for the same fences for all scans. Scans without a group have fences of
+        their own.
     structures
-        Those whose outliers exclude a scan; every structure is marked.
+        Those whose outliers exclude a scan; outliers are marked in every structure.
     variable
-        Volumes to look at.
+        Volumes to search.
     quantiles
         Definition of the quartiles, by the names of ``numpy.quantile``.
 
@@ -94,20 +95,20 @@ def find_far_outliers(
     by: str | None = None,
     structures: Sequence[str] = PAPER_STRUCTURES,
     variable: str = "volume_mm3",
-    farthest: float = FARTHEST_Z,
+    farthest: float = _FARTHEST_Z,
 ) -> xr.Dataset:
     """Mark volumes far from the median, in units of the median absolute deviation.
 
-    The robust z of a volume is ``0.6745 (V - median) / MAD`` (Iglewicz and Hoaglin 1993). By default it does not know
-    the groups: one pair of limits holds for everybody.
+    The robust z of a volume is ``0.6745 (V - median) / MAD`` (Iglewicz and Hoaglin 1993). By default the groups are
+    ignored: the same limits hold for all scans.
 
     Parameters
     ----------
     ds, by, structures, variable
         As in :func:`find_outliers`.
     farthest
-        The robust z, above or below, beyond which a volume is an outlier. Where more than half of the volumes are
-        equal every other one is.
+        Absolute robust z above which a volume is an outlier. Where more than half of the volumes are equal, every
+        volume that differs from them is an outlier.
 
     Returns
     -------
@@ -127,13 +128,13 @@ def find_far_outliers(
     [False, False, False, False, True]
     """
     if not farthest > 0:
-        raise ResultsError(f"farthest is {farthest}, needed a robust z above zero: {FARTHEST_Z} is usual")
+        raise ResultsError(f"farthest is {farthest}, needed a robust z above zero: {_FARTHEST_Z} is usual")
     attrs = {"rule": f"robust z beyond {farthest}", "farthest": farthest}
     return _mark(ds, by, structures, variable, lambda values: _reach_of_median(values, farthest), attrs)
 
 
 def find_low_quality(ds: xr.Dataset, *, lowest: float = LOW_QUALITY) -> xr.Dataset:
-    """Mark scans whose quality is low as excluded, whatever their volumes and their group.
+    """Mark scans of low quality as excluded, whatever their volumes and their group.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def find_low_quality(ds: xr.Dataset, *, lowest: float = LOW_QUALITY) -> xr.Datas
     Returns
     -------
     Dataset
-        With ``excluded(scan)``: quality below ``lowest``, no quality at all, or not done.
+        With ``excluded(scan)``: quality below ``lowest``, no quality, or not done.
 
     Raises
     ------
@@ -159,7 +160,7 @@ def find_low_quality(ds: xr.Dataset, *, lowest: float = LOW_QUALITY) -> xr.Datas
     """
     quality, done = values_of(ds, "quality"), done_scans(ds)
     if not np.isfinite(quality[done]).any():
-        raise ResultsError("no done scan has a quality: it cannot be excluded by, use find_outliers instead")
+        raise ResultsError("no done scan has a quality, needed one to exclude by: use find_outliers instead")
     description = {"description": VARIABLES["excluded"].description, "rule": f"quality below {lowest}"}
     return ds.assign(excluded=("scan", ~(quality >= lowest) | ~done, description))
 
@@ -169,7 +170,7 @@ def _mark(
     by: str | None,
     structures: Sequence[str],
     variable: str,
-    limits: Limits,
+    limits: _Limits,
     attrs: dict[str, object],
 ) -> xr.Dataset:
     require(ds, variable, "structure")
@@ -187,29 +188,23 @@ def _attrs(name: str) -> dict[str, object]:
     return {"description": VARIABLES[name].description}
 
 
-def _outside(ds: xr.Dataset, variable: str, labels: ndarray, limits: Limits) -> Bool[ndarray, "scan structure"]:
+def _outside(ds: xr.Dataset, variable: str, labels: ndarray, limits: _Limits) -> Bool[ndarray, "scan structure"]:
     """Whether a volume lies beyond the limits of its group."""
     values = ds[variable].transpose("structure", "scan").to_numpy()
     members = _members(labels, done_scans(ds))
-    # One structure in memory at a time: a copy of all volumes of a large study would take as much as they do.
+    # One structure at a time: a copy of all volumes of a large study would double the memory.
     outside = np.zeros(values.shape, dtype=bool)
     for volumes, marked in zip(values, outside, strict=True):
         column = np.ascontiguousarray(volumes, dtype=np.float64)
         for scans in members:
             own = column[scans]
-            low, high = limits(_finite(own))
+            low, high = limits(own[np.isfinite(own)])
             marked[scans] = ((own < low) | (own > high)) & np.isfinite(own)
     return outside.T
 
 
-def _finite(values: Float[ndarray, " n"]) -> Float[ndarray, " finite"]:
-    """Those that are numbers, in memory of their own."""
-    finite: ndarray = values[np.isfinite(values)]
-    return finite
-
-
 def _members(labels: ndarray, counted: Bool[ndarray, " scan"]) -> list[ndarray]:
-    """Positions of the counted scans of each group; groups without any are there, and empty."""
+    """Positions of the counted scans of each group, in order of first appearance; empty for a group without any."""
     codes, names = pd.factorize(labels)
     return [np.flatnonzero((codes == code) & counted) for code in range(len(names))]
 
@@ -226,15 +221,15 @@ def _reach_of_median(values: Float[ndarray, " n"], farthest: float) -> tuple[flo
     if not len(values):
         return float("nan"), float("nan")
     median = _quantile(values, 0.5, "linear")
-    reach = farthest * _quantile(np.abs(values - median), 0.5, "linear") / MAD_OF_NORMAL
+    reach = farthest * _quantile(np.abs(values - median), 0.5, "linear") / _MAD_OF_NORMAL
     return median - reach, median + reach
 
 
 def _quantile(values: Float[ndarray, " n"], fraction: float, definition: Quantiles) -> float:
-    """A quantile of finite values, which are put into another order.
+    """A quantile of finite values, which are reordered.
 
-    ``np.quantile`` asks ``np.partition`` for several places at once. For one place numpy has a vectorised search,
-    which is five times as fast.
+    ``np.quantile`` asks ``np.partition`` for several positions at once. For a single position numpy has a vectorised
+    search, which is five times as fast.
     """
     if definition != "linear":
         return float(np.quantile(values, fraction, method=definition))
@@ -248,23 +243,29 @@ def _quantile(values: Float[ndarray, " n"], fraction: float, definition: Quantil
 def iqr_fences(
     ds: xr.Dataset, *, by: str | None = "group", variable: str = "volume_mm3", quantiles: Quantiles = "linear"
 ) -> pd.DataFrame:
-    """Find the limits beyond which a volume is an outlier, by group and structure.
+    """The limits beyond which a volume is an outlier, by group and structure.
+
+    Parameters
+    ----------
+    ds, by, variable, quantiles
+        As in :func:`find_outliers`.
 
     Returns
     -------
     DataFrame
-        ``group, structure, n, low, high``; ``n`` volumes stand behind the fences, which are NaN without any.
+        ``group, structure, n, low, high``; ``n`` volumes give the fences, which are NaN without any.
     """
     return _limits_table(ds, by, variable, lambda values: _fences(values, quantiles))
 
 
-def _limits_table(ds: xr.Dataset, by: str | None, variable: str, limits: Limits) -> pd.DataFrame:
+def _limits_table(ds: xr.Dataset, by: str | None, variable: str, limits: _Limits) -> pd.DataFrame:
     require(ds, variable, "structure")
     labels, values = group_labels(ds, by), ds[variable].transpose("structure", "scan").to_numpy()
     rows: list[dict[str, object]] = []
     for name, scans in zip(pd.unique(labels), _members(labels, done_scans(ds)), strict=True):
         for structure, volumes in zip(ds["structure"].to_numpy().astype(str), values, strict=True):
-            own = _finite(volumes[scans].astype(np.float64))
+            own = volumes[scans].astype(np.float64)
+            own = own[np.isfinite(own)]
             low, high = limits(own)
             rows.append({"group": name, "structure": structure, "n": len(own), "low": low, "high": high})
     table = pd.DataFrame(rows, columns=["group", "structure", "n", "low", "high"])
@@ -272,7 +273,7 @@ def _limits_table(ds: xr.Dataset, by: str | None, variable: str, limits: Limits)
 
 
 def exclude(ds: xr.Dataset) -> xr.Dataset:
-    """Only the scans that are not excluded.
+    """Keep only the scans that are not excluded.
 
     Raises
     ------
@@ -284,15 +285,14 @@ def exclude(ds: xr.Dataset) -> xr.Dataset:
 
 
 def list_exclusions(ds: xr.Dataset, *, by: str | None = "group", variable: str = "volume_mm3") -> pd.DataFrame:
-    """Every done scan that was excluded, once per structure in which it is an outlier.
+    """List every done scan that was excluded, once for each structure in which it is an outlier.
 
     Parameters
     ----------
     ds
-        Results after :func:`find_outliers` or :func:`find_far_outliers`; give the same ``by`` and ``variable`` as
-        there.
+        Results after :func:`find_outliers` or :func:`find_far_outliers`.
     by, variable
-        As there.
+        As given to that function.
 
     Returns
     -------
@@ -317,7 +317,7 @@ def list_exclusions(ds: xr.Dataset, *, by: str | None = "group", variable: str =
     return listed.assign(side=np.where(listed["volume"] < listed["low"], "below", "above"))
 
 
-def _limits_of(ds: xr.Dataset) -> Limits:
+def _limits_of(ds: xr.Dataset) -> _Limits:
     """The rule by which the outliers of a dataset were found."""
     attrs = ds["outlier"].attrs
     if "farthest" in attrs:

@@ -1,8 +1,8 @@
-"""Two groups against each other by permutation: no distribution is assumed, only that scans could change groups.
+"""Groups compared by permutation, which assumes no distribution, only that scans are exchangeable between groups.
 
-The statistic is Welch's t. A permutation test of it is exact where the groups have one distribution and right for
-large groups where only their means are equal (Janssen 1997); of the plain difference it is not where the smaller group
-varies more.
+The statistic is Welch's t. Its permutation test is exact if the groups have the same distribution, and right for large
+groups even if only their means are equal (Janssen 1997). A permutation test of the plain difference is not right where
+the smaller group varies more.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import special, stats
 
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
 from hypodask.stats.groups import FEWEST_SCANS, compare_groups
 from hypodask.stats.multiplicity import holm
 from hypodask.stats.samples import Sample, samples
 
 RESAMPLES = 9999
-"""Permutations of groups that are too large for all of them: p is known to 0.004 (2 standard errors) at 0.05."""
+"""Permutations drawn for groups that have more: p is known to 0.004 (2 standard errors) at 0.05."""
 
-VALUES_AT_ONCE = 2_000_000
+_VALUES_AT_ONCE = 2_000_000
 """Permuted values in memory at a time; not tuned."""
 
-KEPT = (
+_KEPT = (
     *("group_a", "group_b", "n_a", "n_b", "mean_a", "mean_b", "difference", "difference_low", "difference_high"),
     *("percent", "t_welch", "hedges_g", "hedges_g_low", "hedges_g_high"),
 )
@@ -46,21 +46,21 @@ def permute_groups(
     ds, variable, structure, by, reference
         As in :func:`~hypodask.stats.compare_groups`.
     resamples
-        Permutations that are drawn; all are taken where there are no more than these.
+        Permutations that are drawn; if there are no more than these, all are used.
     seed
-        Of the draws. The same seed gives the same p for the same values, whatever the order of the scans.
+        Of the draws. The same seed gives the same p for the same values in any order of the scans.
 
     Returns
     -------
     DataFrame
         One row per pair: ``n, mean, difference, percent, t_welch, hedges_g`` with intervals, as ``compare_groups``
         gives them; ``p_permutation``, two-sided, with its standard error ``p_error`` (0 where ``exact``) and
-        ``p_holm``; ``exact``, whether all ``permutations`` were taken; ``missing``, ``excluded`` and ``reason``.
+        ``p_holm``; ``exact``, whether all ``permutations`` were used; ``missing``, ``excluded`` and ``reason``.
 
     Raises
     ------
     ResultsError
-        If ``resamples`` is below 99, or ``compare_groups`` refuses.
+        If ``resamples`` is below 99, or as :func:`~hypodask.stats.compare_groups` does.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def permute_groups(
     pairs = zip(table["group_a"], table["group_b"], strict=True)
     rows = pd.DataFrame([_permute(found[a], found[b], resamples, seed) for a, b in pairs], columns=_PERMUTED)
     rows.insert(1, "p_holm", holm(rows["p_permutation"].to_numpy(dtype=np.float64)))
-    return pd.concat([table[list(KEPT)], rows, table[_LEFT_OUT]], axis=1)
+    return pd.concat([table[list(_KEPT)], rows, table[_LEFT_OUT]], axis=1)
 
 
 _PERMUTED = ["p_permutation", "p_error", "permutations", "exact"]
@@ -88,14 +88,14 @@ _LEFT_OUT = ["missing_a", "missing_b", "excluded_a", "excluded_b", "reason"]
 def _permute(a: Sample, b: Sample, resamples: int, seed: int) -> dict[str, object]:
     if min(a.n, b.n) < FEWEST_SCANS or (a.constant and b.constant):
         return {"p_permutation": np.nan, "p_error": np.nan, "permutations": 0, "exact": False}
-    # Neither the order of scans nor which group is named first may change which permutations are drawn.
+    # Sorted, so that neither the order of scans nor that of the groups changes which permutations are drawn.
     first, second = sorted((np.sort(a.values), np.sort(b.values)), key=lambda values: (len(values), values.tolist()))
     result = stats.permutation_test(
         (first, second),
         _welch_t,
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, VALUES_AT_ONCE // (a.n + b.n)),
+        batch=max(1, _VALUES_AT_ONCE // (a.n + b.n)),
         rng=np.random.default_rng(seed),
     )
     all_of_them = float(special.binom(a.n + b.n, a.n))
@@ -113,4 +113,4 @@ def _welch_t(a: Float[ndarray, "... n"], b: Float[ndarray, "... m"], axis: int) 
     error2 = a.var(axis=axis, ddof=1) / a.shape[axis] + b.var(axis=axis, ddof=1) / b.shape[axis]
     with np.errstate(divide="ignore"):
         t: ndarray = (a.mean(axis=axis) - b.mean(axis=axis)) / np.sqrt(error2)
-    return t
+    return np.asarray(t)

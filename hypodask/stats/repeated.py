@@ -1,7 +1,7 @@
 """Participants with more than one scan: how well a volume repeats, and how fast it changes.
 
-Scans of one participant are told apart by ``session``, and put in time by ``age``, a number of years or a date.
-Who has only one usable scan says nothing here, and is counted.
+``session`` distinguishes the scans of a participant; ``age``, a number of years or a date gives their time.
+Participants with only one usable scan do not contribute, and are counted.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
-from hypodask.agreement import FEWEST_SCANS, NORMAL_95, intraclass_correlation
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
+from hypodask.image.agreement import FEWEST_SCANS, NORMAL_95, intraclass_correlation
 from hypodask.stats.groups import ALPHA
 from hypodask.stats.samples import group_labels, group_names, is_constant, usable_scans, values_of
 
-DAYS_PER_YEAR = 365.25
+_DAYS_PER_YEAR = 365.25
 
-COLUMNS = (
+_COLUMNS = (
     *("group", "sessions", "participants", "n", "single", "incomplete", "mean"),
     *("icc_2_1", "icc_2_1_low", "icc_2_1_high", "icc_3_1", "icc_3_1_low", "icc_3_1_high"),
     *("within_sd", "within_sd_low", "within_sd_high", "cov_percent", "cov_percent_low", "cov_percent_high"),
@@ -39,7 +39,7 @@ def repeatability(
     participant: str = "participant_id",
     session: str = "session",
 ) -> pd.DataFrame:
-    """Test-retest agreement of a volume over sessions between which nothing should have changed.
+    """Test-retest agreement of a volume over sessions between which the participants did not change.
 
     Parameters
     ----------
@@ -50,26 +50,26 @@ def repeatability(
     structure
         Such as ``hypothalamus``; needed when the variable has one value per structure.
     sessions
-        Those that are compared, in order; None for all. A participant counts who has a usable scan in each.
+        Sessions to compare, in order; None for all. Participants count who have a usable scan in each.
     by
         Coordinate that holds the group; None for all participants together.
     participant, session
-        Coordinates that tell whose scan it is, and which.
+        Coordinates that hold the participant and the session of a scan.
 
     Returns
     -------
     DataFrame
         One row per group:
 
-        - ``n`` participants that count, of ``participants`` with any usable scan; ``single`` have a usable scan in
-          one session, ``incomplete`` in several but not all;
-        - ``icc_2_1`` (absolute agreement: a bias of a session lowers it) and ``icc_3_1`` (consistency), each with
-          its 95 % interval;
+        - ``n`` participants count, of ``participants`` with any usable scan; ``single`` have a usable scan in one
+          session, ``incomplete`` in several but not all;
+        - ``icc_2_1`` (absolute agreement: a bias of a session lowers it) and ``icc_3_1`` (consistency), each with its
+          95 % interval;
         - ``within_sd``, the standard deviation within a participant, in the unit of the variable, and
           ``cov_percent``, that of the logarithm, each with its exact interval (chi-square);
         - ``smallest_change`` = 1.96 * sqrt(2) * ``within_sd``: a change of one participant below it may be error;
           ``smallest_change_percent`` of the mean;
-        - for two sessions Bland and Altman's ``bias`` (second less first) with interval and p (paired t), and the
+        - for two sessions Bland and Altman's ``bias`` (second minus first) with interval and p (paired t), and the
           limits of agreement;
         - ``reason`` why there is no result.
 
@@ -99,13 +99,13 @@ def repeatability(
     wide = _by_session(scans, chosen)
     groups = scans.groupby("participant")["group"].first().reindex(wide.index)
     rows = [_repeat_row(name, wide[groups == name]) for name in group_names(scans["group"].to_numpy())]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _usable_table(
     ds: xr.Dataset, variable: str, structure: str | None, by: str | None, participant: str
 ) -> pd.DataFrame:
-    """Position, participant, group and value of each usable scan of somebody with a group."""
+    """Position, participant, group and value of each usable scan of a participant with a group."""
     values, labels, people = values_of(ds, variable, structure), group_labels(ds, by), group_labels(ds, participant)
     counted = usable_scans(ds) & np.isfinite(values) & (labels != "") & (people != "")
     table = pd.DataFrame({"scan": np.arange(len(values)), "participant": people, "group": labels, "value": values})
@@ -136,7 +136,7 @@ def _by_session(scans: pd.DataFrame, sessions: list[str]) -> pd.DataFrame:
     if len(twice):
         raise ResultsError(
             f"{twice['participant'].iloc[0]!r} and {len(twice) - 1} others have two usable scans in one session: "
-            "keep one of each, or name a coordinate as session= that tells them apart"
+            "keep one of each, or give as session= a coordinate that distinguishes them"
         )
     wide = scans.pivot_table(index="participant", columns="session", values="value")
     return wide.reindex(columns=sessions)
@@ -157,7 +157,7 @@ def _repeat_row(group: str, wide: pd.DataFrame) -> dict[str, object]:
 
 
 def _mean_squares(ratings: Float[ndarray, "participant session"]) -> tuple[float, float, float]:
-    """Between participants, between sessions, and what is left."""
+    """Mean squares between participants, between sessions, and of the residuals."""
     n, k = ratings.shape
     people, sessions, centre = ratings.mean(axis=1), ratings.mean(axis=0), ratings.mean()
     residual = ratings - people[:, None] - sessions + centre
@@ -227,11 +227,11 @@ def annual_change(
     by: str | None = "group",
     participant: str = "participant_id",
 ) -> xr.Dataset:
-    """Change per year of each participant, as a dataset that the group tests take.
+    """Change per year of each participant, as a dataset for the group tests.
 
     ``ds.pipe(annual_change, ...).pipe(compare_groups, "change_percent_per_year")`` compares the groups; participants
-    with one scan are counted there as ``missing``. Who was followed for longer has a surer change; with groups that
-    were followed differently Welch's t and the ranks of that table are the safer ones.
+    with one scan are counted there as ``missing``. The change of participants who were followed for longer is known
+    better. If the groups were followed differently, use Welch's t or Mann-Whitney's U of that table.
 
     Parameters
     ----------
@@ -246,15 +246,15 @@ def annual_change(
     by
         Coordinate that holds the group; None for all participants together.
     participant
-        Coordinate that tells whose scan it is.
+        Coordinate that holds the participant.
 
     Returns
     -------
     Dataset
         Along ``scan`` one entry per participant with any usable scan, named by the participant: ``group``,
         ``participant_id``, ``scans`` that count, ``years`` from first to last, ``change_per_year`` (slope of the
-        line through the scans, in the unit of the variable), ``change_percent_per_year`` of where the line begins,
-        and ``change_reason`` why there is none.
+        line through the scans, in the unit of the variable), ``change_percent_per_year`` (of the value of that line at
+        the first scan), and ``change_reason`` why there is none.
 
     Raises
     ------
@@ -291,11 +291,11 @@ def _years(ds: xr.Dataset, time: str) -> Float[ndarray, " scan"]:
         dates = pd.to_datetime(pd.Series(text).replace({"": None, "NaT": None}), format="ISO8601")
     except ValueError:
         return values_of(ds, time)
-    return (dates - pd.Timestamp("2000-01-01")).dt.total_seconds().to_numpy() / (86400 * DAYS_PER_YEAR)
+    return (dates - pd.Timestamp("2000-01-01")).dt.total_seconds().to_numpy() / (86400 * _DAYS_PER_YEAR)
 
 
 def _lines(scans: pd.DataFrame) -> pd.DataFrame:
-    """Least squares of each participant: slope, where the line begins, and how long it is."""
+    """Least squares of each participant: scans, years, slope, and slope in percent of the line at the first scan."""
     people = scans.groupby("participant")
     x = scans["years"] - people["years"].transform("mean")
     y = scans["value"] - people["value"].transform("mean")
@@ -309,7 +309,7 @@ def _lines(scans: pd.DataFrame) -> pd.DataFrame:
 def _change_dataset(summary: pd.DataFrame, units: str) -> xr.Dataset:
     reason = np.select(
         [summary["scans"] == 0, summary["scans"] == 1, ~(summary["years"] > 0), summary.isna().any(axis=1)],
-        ["no usable scan has a time", "one usable scan", "all scans are of one time", "the line begins below 0"],
+        ["no usable scan has a time", "one usable scan", "all scans are of one time", "the line starts below 0"],
         default="",
     )
     names = summary.index.to_numpy(dtype=object)

@@ -1,7 +1,7 @@
 """Which scans enter an analysis, and in which group each one is.
 
-A scan counts when it is done, is not excluded (where outliers were looked for), has a finite value and, for a
-comparison, belongs to a group. What is left out is counted, never dropped in silence.
+A scan counts if it is done, is not excluded (where a function has marked exclusions), has a finite value and, for a
+comparison, belongs to a group. Every table says how many scans were left out.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from hypodask.errors import ResultsError
+from hypodask.core.errors import ResultsError
 
-EVERYBODY = "all"
-"""Name of the one group that there is when nobody asked for groups."""
+_EVERYBODY = "all"
+"""Name of the only group if no groups were asked for."""
 
 
 def require(ds: xr.Dataset, *names: str) -> None:
-    """Raise an error that says what to do unless the dataset has all of these variables and coordinates."""
+    """Raise an error that says what to do if the dataset lacks one of these variables and coordinates."""
     missing = [name for name in names if name not in ds.variables]
     if missing:
         raise ResultsError(
@@ -56,8 +56,8 @@ def values_of(ds: xr.Dataset, variable: str, structure: str | None = None) -> Fl
         values = array.to_numpy().astype(np.float64)
     except (TypeError, ValueError):
         raise ResultsError(
-            f"{variable!r} holds {array.dtype} values that are no numbers, needed one number per scan: "
-            "for a category use it as by=, else correct the column in the cohort's table"
+            f"{variable!r} holds {array.dtype} values that are not numbers, needed one number per scan: "
+            "use a category as by=, or correct the column in the cohort's table"
         ) from None
     return np.where(np.isfinite(values), values, np.nan)
 
@@ -109,15 +109,15 @@ def usable_scans(ds: xr.Dataset) -> Bool[ndarray, " scan"]:
 
 
 def group_labels(ds: xr.Dataset, by: str | None) -> ndarray:
-    """Group of each scan as text, ``""`` where the cohort's table has none; all in one group if ``by`` is None.
+    """Group of each scan as text, ``""`` where the cohort's table has none; one group for all if ``by`` is None.
 
-    Whole numbers read without their ``.0``, which pandas adds to a column with a gap.
+    Whole numbers are written without the ``.0`` that pandas adds to a column with missing values.
     """
     if by is None:
-        return np.full(ds.sizes["scan"], EVERYBODY, dtype=object)
+        return np.full(ds.sizes["scan"], _EVERYBODY, dtype=object)
     require(ds, by)
     codes, names = pd.factorize(ds[by].to_numpy())
-    # Of a million scans only the few different labels are looked at; a missing one has the code -1, the last.
+    # Only the few distinct labels are converted to text. A missing label has the code -1: the last of the texts.
     text = np.append(_label_text(pd.Series(names)), "").astype(object)
     labels: ndarray = text[codes]
     return labels
@@ -165,7 +165,7 @@ def is_in(ds: xr.Dataset, group: str | None, by: str) -> Bool[ndarray, " scan"]:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The values of one group that enter an analysis, and what was left out of it."""
+    """The values of one group that enter an analysis, and how many scans were left out."""
 
     group: str
     values: Float[ndarray, " n"]
@@ -207,7 +207,7 @@ def is_constant(values: Float[ndarray, " n"]) -> bool:
 
 
 def samples(ds: xr.Dataset, variable: str, *, structure: str | None, by: str | None) -> dict[str, Sample]:
-    """Take the values of every group, by its name; scans without a group are in none."""
+    """The values of every group, by its name; scans without a group are in none of them."""
     values = values_of(ds, variable, structure)
     labels = group_labels(ds, by)
     return {name: _sample(ds, name, values, labels == name) for name in group_names(labels)}
@@ -235,7 +235,7 @@ def _repeated_participants(ds: xr.Dataset, counted: Bool[ndarray, " scan"]) -> i
 def summarize_groups(
     ds: xr.Dataset, variable: str, *, structure: str | None = None, by: str | None = "group"
 ) -> pd.DataFrame:
-    """Find number, mean and spread of one variable in each group.
+    """Number of scans, mean and spread of one variable in each group.
 
     Parameters
     ----------

@@ -1,23 +1,21 @@
-"""Training on outlines of one's own: from scans and label maps to weights that run at once.
+"""Training on manual label maps of one's own: from scans and label maps to weights that ``hypodask run`` takes.
 
 ::
 
-    config.py        what a run is asked for: TOML -> frozen dataclasses, and back
-    protocol.py      the label table of an outline: BIDS dseg.tsv -> LabelTable
-    pairs.py         which outline belongs to which scan: BIDS derivative or table
-    outlines.py      a label map -> soft labels on the training grid, or the reason why not
-    start.py         shape of the networks, the box they see, and their first weights
-    preparation.py   one subject: read, align, resample; a file that training reads
-    folds.py         which subjects a network does not see
-    course.py        one network learns, watched on the subjects it does not see
-    evaluation.py    overlap, distances and volumes of each subject left out
-    figures.py       how it went, as pictures
-    card.py          what is known of the new weights
-    recipe.py        how a shipped network is made, asked for by the same command
-    run.py           train: all of it, gone on from where it stopped
+    config.py         the configuration of a run: TOML -> frozen dataclasses, and back
+    protocol.py       the label table of a protocol: BIDS dseg.tsv -> LabelTable
+    pairs.py          which label map belongs to which scan: BIDS derivative or table
+    manual_labels.py  a manual label map -> soft labels on the training grid, or the reason why not
+    start.py          architecture of the networks, the box they see, and their first weights
+    preparation.py    one subject: read, align, resample, write a file that training reads
+    folds.py          which subjects each network does not learn from
+    course.py         one network learns, monitored on the held-out subjects
+    evaluation.py     overlap, distances and volumes of each held-out subject
+    figures.py        pictures of the losses and of the volumes
+    card.py           the model card of the new weights
+    run.py            train: all of it; the same call goes on where it stopped
 """
 
-from hypodask.training.config import Architecture, Data, Folds, TrainingConfig, read_config
-from hypodask.training.run import Trained, train
+import lazy_loader
 
-__all__ = ["Architecture", "Data", "Folds", "Trained", "TrainingConfig", "read_config", "train"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,57 +1,58 @@
-"""What is known of weights that a run has made: their model card."""
+"""The model card of weights that a run has made."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from hypodask.labels import LabelTable
-from hypodask.network.weights import ModelCard
+from hypodask.core.structures import LabelTable
+from hypodask.networks.cards import ModelCard
 from hypodask.training.config import TrainingConfig
 from hypodask.training.start import Start
 
-LARGEST_INDEX = 255
+_LARGEST_INDEX = 255
 """Label maps are written as bytes."""
 
-FEWEST_SUBJECTS = 3
-"""Of fewer no standard deviation is told."""
+_FEWEST_SUBJECTS = 3
+"""No figures are given of fewer."""
 
 
-def written_labels(labels: LabelTable) -> LabelTable:
-    """The labels as they will be in label maps: with numbers of their own, where a byte does not hold theirs."""
-    if max(label.index for label in labels) <= LARGEST_INDEX:
+def _written_labels(labels: LabelTable) -> LabelTable:
+    """The labels as label maps will have them: numbered from 1 where a byte does not hold their own numbers."""
+    if max(label.index for label in labels) <= _LARGEST_INDEX:
         return labels
     return replace(labels, labels=tuple(replace(x, index=number) for number, x in enumerate(labels, start=1)))
 
 
 def card_of(config: TrainingConfig, start: Start, labels: LabelTable, training_data: str, **known: object) -> ModelCard:
-    """The card of one network or of several; ``known`` are metrics and the like."""
+    """The card of one network or of an ensemble; ``known`` are other fields of :class:`ModelCard`, such as metrics."""
     return ModelCard(
         name=labels.whole,
-        task="hypothalamus",
+        task=labels.whole,
         protocol=labels.protocol,
         architecture=start.architecture,
         geometry=start.geometry,
         training_data=training_data,
         licence=config.data.licence,
         version="1",
-        labels=written_labels(labels),
+        labels=_written_labels(labels),
         **known,  # type: ignore[arg-type]
     )
 
 
 def data_of(config: TrainingConfig, start: Start, subjects: int, scans: int) -> str:
-    """What a network has learnt from, in sentences."""
+    """The card's sentences on what a network has learnt from."""
     source = config.data.table or config.data.outlines
     schedule = config.schedule
     return " ".join(
         [
-            f"{scans} T1-weighted scans of {subjects} participants with outlines by protocol {config.data.protocol}",
+            f"{scans} T1-weighted scans of {subjects} participants with manual label maps of protocol",
+            config.data.protocol,
             f"({source}).",
             *([config.data.description.rstrip(".") + "."] if config.data.description else []),
             "Varied in pose, shape, local size, contrast, bias, noise, blur and thick slices; at most",
             f"{schedule.steps} steps of {schedule.heads * schedule.slices} slices, seed {schedule.seed},",
-            f"{schedule.precision};",
+            f"{schedule.precision}, loss {config.network.loss};",
             f"started from {start.name or 'random weights'}.",
         ]
     )
@@ -65,16 +66,16 @@ def measured(whole: pd.DataFrame, icc: float | None, *, chosen: bool) -> dict[st
     whole
         One row per subject: ``dice``, ``hd95_mm``, ``mean_distance_mm``, ``volume_mm3``, ``manual_mm3``.
     icc
-        Of the volumes, if it was worked out.
+        Intraclass correlation of the volumes, if it was computed.
     chosen
-        Whether the held-out subjects had a say in when a network stopped.
+        Whether the held-out subjects decided when a network stopped.
     """
-    if len(whole) < FEWEST_SUBJECTS:
+    if len(whole) < _FEWEST_SUBJECTS:
         return {}
     ratio = (whole["volume_mm3"] / whole["manual_mm3"]).to_numpy()
     measured_on = (
         f"{len(whole)} scans of this run's own data, each by a network that had not learnt from its participant, one "
-        "network at a time, on the network's grid; the weights in this file together were not measured"
+        "network at a time, on the network's grid; the ensemble in this file was not measured"
     )
     if chosen:
         measured_on += (
@@ -90,5 +91,5 @@ def measured(whole: pd.DataFrame, icc: float | None, *, chosen: bool) -> dict[st
         **({} if icc is None else {"volume_icc": round(icc, 3)}),
         "measured_on": measured_on,
     }
-    # About the drawn volume, not about the mean error: a bias is part of what a single volume is off by.
+    # Around the manual volume, not around the mean error: a bias is part of the error of a single volume.
     return {"metrics": metrics, "relative_volume_sd": float(np.sqrt(np.mean((ratio - 1) ** 2)))}

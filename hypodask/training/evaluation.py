@@ -1,65 +1,72 @@
-"""What a network makes of subjects that it did not learn from, structure by structure, beside what a person drew."""
+"""A network's segmentations of subjects that it has not learnt from, compared with the manual ones."""
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from numpy import ndarray
 
-from hypodask.agreement import FEWEST_SCANS, dice, surface_distances, volume_agreement
-from hypodask.errors import SegmentationError
-from hypodask.labels import LabelTable
-from hypodask.recipes.hypothalamus import CORE, scaled
-from hypodask.segmentation import Segmentation
-from hypodask.segmentation.predict import ShippedNetwork, load_network
+from hypodask.core.errors import SegmentationError
+from hypodask.core.structures import LabelTable
+from hypodask.image.agreement import FEWEST_SCANS, dice, surface_distances, volume_agreement
+from hypodask.learning.training_box import seen_image, seen_labels, with_background
+from hypodask.segmentation.load import load_network
+from hypodask.segmentation.network import Ensemble
+from hypodask.segmentation.segmentation import Segmentation
+from hypodask.segmentation.volumes import measure
 from hypodask.training.preparation import Prepared, load_head
-from hypodask.volumes import measure
 
 COLUMNS = ("scan", "fold", "structure", "dice", "hd95_mm", "mean_distance_mm", "volume_mm3", "manual_mm3")
-"""Of ``structures.tsv``: one row per subject and structure."""
+"""Columns of ``structures.tsv``: one row per subject and structure."""
 
 
 @dataclass(frozen=True)
-class Examination:
-    """A subject, and the network that did not learn from it."""
+class HeldOut:
+    """A subject, and the network that has not learnt from it."""
 
     prepared: Prepared
     fold: int
     weights: str
 
 
-def examine(examination: Examination) -> list[dict[str, object]]:
+def evaluate(held_out: HeldOut) -> list[dict[str, object]]:
     """Overlap, distances and volumes of each structure of one subject.
 
-    Outlines are compared on the network's grid, the drawn one resampled to it; the drawn volume is that of the label
-    map as it was drawn. A network that finds nothing has an overlap and a volume of 0, and no distance.
+    The segmentations are compared on the network's grid, to which the manual one is resampled; the manual volume is
+    that of the label map as it was drawn. A network that finds nothing has an overlap and a volume of 0, and no
+    distance.
     """
-    network = load_network(examination.weights)
-    assert isinstance(network, ShippedNetwork)  # noqa: S101 - weights that this package wrote
-    head, table = load_head(examination.prepared.path), network.labels
-    drawn = Segmentation(_with_background(head["truth"]), network.card.geometry.grid, table).label_map
-    found, volumes_mm3 = _found(network, head["image"])
+    network = load_network(held_out.weights)
+    assert isinstance(network, Ensemble)  # noqa: S101 - weights that this package wrote
+    head, table = load_head(held_out.prepared.path), network.labels
+    drawn = Segmentation(with_background(seen_labels(head["truth"])), network.card.geometry.grid, table).label_map
+    segmentation = network.segment_image(seen_image(head["image"]))
+    try:
+        volumes = measure(segmentation)
+        found, volumes_mm3 = volumes.cleaned.label_map, volumes.soft_mm3
+    except SegmentationError:
+        found, volumes_mm3 = np.zeros(segmentation.grid.shape, np.uint8), {}
     spacing_mm = network.card.geometry.spacing_mm
-    as_drawn = dict(zip(table.structures, examination.prepared.volumes_mm3, strict=True))
+    as_drawn = dict(zip(table.structures, held_out.prepared.volumes_mm3, strict=True))
     return [
         {
-            "scan": examination.prepared.pair.scan,
-            "fold": examination.fold,
+            "scan": held_out.prepared.pair.scan,
+            "fold": held_out.fold,
             "structure": structure,
             **_compared(np.isin(found, numbers), np.isin(drawn, numbers), spacing_mm),
             "volume_mm3": volumes_mm3.get(structure, 0.0),
             "manual_mm3": sum(as_drawn[label.structure] for label in table if label.index in numbers),
         }
-        for structure, numbers in structures_of(table).items()
+        for structure, numbers in _structures_of(table).items()
     ]
 
 
-def structures_of(table: LabelTable) -> dict[str, list[int]]:
+def _structures_of(table: LabelTable) -> dict[str, list[int]]:
     """The whole, its sides and its parts, each once, with the numbers of their labels.
 
-    >>> from hypodask.labels import HYPOTHALAMUS_SIDES
-    >>> structures_of(HYPOTHALAMUS_SIDES)
+    >>> from hypodask.core.structures import HYPOTHALAMUS_SIDES
+    >>> _structures_of(HYPOTHALAMUS_SIDES)
     {'hypothalamus': [1, 2], 'hypothalamus_left': [1], 'hypothalamus_right': [2]}
     """
     sides = {
@@ -69,21 +76,6 @@ def structures_of(table: LabelTable) -> dict[str, list[int]]:
     }
     parts = {label.structure: [label.index] for label in table}
     return {table.whole: [label.index for label in table], **sides} | parts
-
-
-def _found(network: ShippedNetwork, image: ndarray) -> tuple[UInt8[ndarray, "i j k"], dict[str, float]]:
-    """Label map and volumes as results have them."""
-    segmentation = network.outlined(scaled(image)[CORE])
-    try:
-        volumes = measure(segmentation)
-    except SegmentationError:
-        return np.zeros(segmentation.grid.shape, np.uint8), {}
-    return volumes.tidied.label_map, volumes.soft_mm3
-
-
-def _with_background(truth: ndarray) -> ndarray:
-    labels = truth[(slice(None), *CORE)].astype(np.float32)
-    return np.concatenate([1 - labels.sum(axis=0, keepdims=True), labels])
 
 
 def _compared(
@@ -99,13 +91,13 @@ def agreement_of(structures: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     structures
-        Rows of :func:`examine`. Subjects in whom nothing was found are left out.
+        Rows of :func:`evaluate`. Subjects in whom nothing was found are left out.
 
     Returns
     -------
     DataFrame
         One row per structure with at least three subjects: ``structure`` and the fields of
-        :class:`hypodask.agreement.VolumeAgreement`.
+        :class:`hypodask.image.agreement.VolumeAgreement`.
     """
     rows = []
     for structure, of_one in structures.groupby("structure", sort=False):

@@ -1,5 +1,6 @@
-"""How a run went, as pictures: the course of every network, and volumes measured beside drawn ones."""
+"""Pictures of a run: the losses of every network, and measured against manual volumes."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,22 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from hypodask.agreement import FEWEST_SCANS, volume_agreement
+from hypodask.files.location import Location
+from hypodask.image.agreement import FEWEST_SCANS, volume_agreement
 from hypodask.report.figures import COLOURS, INK
 from hypodask.training.course import Note
 
-DPI = 120
+_DPI = 120
 
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a picture, whole or not at all."""
-    partial = path.with_suffix(".part")
-    figure.savefig(partial, dpi=DPI, format="png")
-    partial.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=_DPI, format="png")
+    Location(path).write(content.getvalue())
 
 
 def course_figure(notes: Sequence[Note]) -> Figure:
-    """Loss and overlap of every network against steps; dashed is the loss on what it learns from."""
+    """Loss and overlap of every network against steps; the dashed line is the training loss."""
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     of_loss, of_dice = figure.subplots(1, 2)
     for place, fold in enumerate(sorted({note.fold for note in notes})):
@@ -42,40 +44,40 @@ def course_figure(notes: Sequence[Note]) -> Figure:
 
 
 def volume_figure(whole: pd.DataFrame) -> Figure:
-    """Measured against drawn volumes of held-out subjects, and their differences after Bland and Altman.
+    """Measured against manual volumes of held-out subjects, and their differences (Bland-Altman).
 
     Parameters
     ----------
     whole
         One row per subject with ``volume_mm3`` and ``manual_mm3``.
     """
-    measured, drawn = (whole[name].to_numpy(np.float64) for name in ("volume_mm3", "manual_mm3"))
+    measured, manual = (whole[name].to_numpy(np.float64) for name in ("volume_mm3", "manual_mm3"))
     figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     scatter, differences = figure.subplots(1, 2)
-    _draw_scatter(scatter, measured, drawn)
-    _draw_differences(differences, measured, drawn)
+    _draw_scatter(scatter, measured, manual)
+    _draw_differences(differences, measured, manual)
     _plain(scatter, differences)
     return figure
 
 
-def _draw_scatter(axes: Axes, measured: ndarray, drawn: ndarray) -> None:
-    ends = [min(measured.min(), drawn.min()), max(measured.max(), drawn.max())]
+def _draw_scatter(axes: Axes, measured: ndarray, manual: ndarray) -> None:
+    ends = [min(measured.min(), manual.min()), max(measured.max(), manual.max())]
     axes.plot(ends, ends, color=INK, linewidth=0.8)
-    axes.plot(drawn, measured, "o", color=COLOURS[0], alpha=0.8)
-    axes.set(xlabel="drawn (mm³)", ylabel="measured (mm³)", title="Volume of held-out subjects", aspect="equal")
+    axes.plot(manual, measured, "o", color=COLOURS[0], alpha=0.8)
+    axes.set(xlabel="manual (mm³)", ylabel="measured (mm³)", title="Volume of held-out subjects", aspect="equal")
 
 
-def _draw_differences(axes: Axes, measured: ndarray, drawn: ndarray) -> None:
+def _draw_differences(axes: Axes, measured: ndarray, manual: ndarray) -> None:
     known = measured > 0
-    axes.plot((measured + drawn) / 2, measured - drawn, "o", color=COLOURS[0], alpha=0.8)
+    axes.plot((measured + manual) / 2, measured - manual, "o", color=COLOURS[0], alpha=0.8)
     axes.axhline(0, color=INK, linewidth=0.8)
     title = "Difference"
     if known.sum() >= FEWEST_SCANS:
-        agreement = volume_agreement(measured[known], drawn[known])
+        agreement = volume_agreement(measured[known], manual[known])
         for level, style in ((agreement.bias_mm3, "-"), (agreement.low_mm3, "--"), (agreement.high_mm3, "--")):
             axes.axhline(level, color=COLOURS[1], linestyle=style, linewidth=1)
         title = f"Bias {agreement.bias_mm3:+.0f} mm³, limits {agreement.low_mm3:+.0f} and {agreement.high_mm3:+.0f} mm³"
-    axes.set(xlabel="mean of both (mm³)", ylabel="measured - drawn (mm³)", title=title)
+    axes.set(xlabel="mean of both (mm³)", ylabel="measured - manual (mm³)", title=title)
 
 
 def _plain(*axes: Axes) -> None:

@@ -1,23 +1,23 @@
-"""Which subjects each network does not see."""
+"""Which subjects each network does not learn from."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from hypodask.errors import TrainingError
+from hypodask.core.errors import TrainingError
 
 
 def fold_of(participants: Sequence[str], count: int, *, seed: int = 0) -> list[int]:
-    """Number of the fold that holds out each scan, from 1; all scans of one participant are in one.
+    """Number of the fold that holds out each scan, from 1; all scans of a participant are in the same fold.
 
-    Participants are shuffled, then dealt out one at a time to the fold with the fewest scans.
+    Participants are shuffled; each then goes to the fold with the fewest scans.
 
     Parameters
     ----------
     participants
-        Of each scan.
+        Participant of each scan.
     count
-        Folds, at least 2 and at most as many as there are participants.
+        Number of folds, at least 2 and at most the number of participants.
 
     Raises
     ------
@@ -33,10 +33,10 @@ def fold_of(participants: Sequence[str], count: int, *, seed: int = 0) -> list[i
     if len(names) < count:
         raise TrainingError(
             f"{len(names)} participants can be learnt from; {count} folds need at least {count}: ask for fewer "
-            "([folds] count), or outline more scans"
+            "([folds] count), or segment more scans"
         )
     order = np.random.default_rng(seed).permutation(len(names))
-    # Those with many scans first, so that folds come out even.
+    # Participants with many scans first, so that folds have about as many scans.
     order = order[np.argsort(-scans[order], kind="stable")]
     sizes, chosen = np.zeros(count, int), {}
     for number in order.tolist():

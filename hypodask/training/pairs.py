@@ -1,32 +1,32 @@
-"""Which outline belongs to which scan: from a BIDS dataset and its derivative, or from a table."""
+"""Which label map belongs to which scan: from a BIDS dataset and its derivative, or from a table."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from hypodask.cohort import Cohort
-from hypodask.cohort.bids import matching_files
-from hypodask.cohort.cohort import Entry
-from hypodask.cohort.ids import entities, id_danger, scan_stem
-from hypodask.cohort.tables import as_text, join, read_text
-from hypodask.errors import CohortError, TrainingError
+from hypodask.core.errors import CohortError, TrainingError
+from hypodask.files.location import join
+from hypodask.study.bids import matching_files
+from hypodask.study.cohort import Cohort, Entry
+from hypodask.study.ids import entities, id_danger, scan_stem
+from hypodask.study.tables import as_text, read_text
 from hypodask.training.config import Data
 
-PATTERNS = ("sub-*/anat/*_dseg.nii*", "sub-*/ses-*/anat/*_dseg.nii*")
+_PATTERNS = ("sub-*/anat/*_dseg.nii*", "sub-*/ses-*/anat/*_dseg.nii*")
 
-OWN_SPACES = frozenset({"", "orig", "T1w", "individual", "scanner"})
-"""Values of BIDS's ``space`` that mean the scan's own."""
+_OWN_SPACES = frozenset({"", "orig", "T1w", "individual", "scanner"})
+"""Values of BIDS's ``space`` that mean the scan's own space."""
 
 ALIGNED_SPACES = frozenset({"ACPC", "acpc"})
 
-TELLING = ("run", "acq", "rec", "ce")
-"""Entities that tell scans of one session apart, where the name of an outline has them."""
+_TELLING = ("run", "acq", "rec", "ce")
+"""Entities that tell scans of one session apart, where the name of a label map has them."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A scan and the outline on it, or why they are none."""
+    """A scan and its manual label map, or the reason why they are no pair."""
 
     scan: str
     """Identifier, ``sub-01[_ses-1]``."""
@@ -35,20 +35,20 @@ class Pair:
     scan_path: str = ""
     labels_path: str = ""
     space: str = ""
-    """As the outline's name or the table says; empty where neither does."""
+    """Space of the label map, as its name or the table says; empty where neither does."""
     transform: str = ""
-    """File of ``acpc_from_scanner`` for an outline in AC-PC space."""
+    """File of ``acpc_from_scanner`` for a label map in AC-PC space."""
     problem: str = ""
     """What was found, what was needed, what to do; empty for a pair."""
 
 
 def find_pairs(data: Data) -> list[Pair]:
-    """All outlines of a run's data with the scan that each was drawn on.
+    """All label maps of a run's data with the scan that each was drawn on.
 
     Raises
     ------
     TrainingError
-        If there is no scan, or no outline at all.
+        If there is no scan, or no label map at all.
     """
     try:
         pairs = list(_from_table(data) if data.table else _from_bids(data))
@@ -56,13 +56,13 @@ def find_pairs(data: Data) -> list[Pair]:
         raise TrainingError(str(err)) from err
     if not pairs:
         raise TrainingError(
-            f"no outline in {data.outlines}: searched {' and '.join(PATTERNS)}"
+            f"no label map in {data.outlines}: searched {' and '.join(_PATTERNS)}"
             + (f" for names with {dict(data.entities)}" if data.entities else "")
             + "; give the root of a BIDS derivative with label maps, or list pairs in a table"
         )
     names = [pair.scan for pair in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TrainingError(f"several outlines are of {', '.join(twice[:10])}; one of each scan is needed: keep one")
+        raise TrainingError(f"several label maps are of {', '.join(twice[:10])}; one of each scan is needed: keep one")
     return [_checked(pair) for pair in pairs]
 
 
@@ -89,13 +89,13 @@ def _from_bids(data: Data) -> Iterator[Pair]:
     scans: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in Cohort.from_bids(data.bids).entries():
         scans[entry.participant_id, entry.session].append(entry)
-    outlines: dict[str, list[Pair]] = defaultdict(list)
-    for file in sorted({file for pattern in PATTERNS for file in matching_files(data.outlines, pattern)}):
+    label_maps: dict[str, list[Pair]] = defaultdict(list)
+    for file in sorted({file for pattern in _PATTERNS for file in matching_files(data.outlines, pattern)}):
         found = entities(file.rsplit("/", 1)[-1])
         if data.entities.items() <= found.items():
             pair = _pair_of(join(data.outlines, file), found, scans)
-            outlines[pair.scan].append(pair)
-    for scan, pairs in outlines.items():
+            label_maps[pair.scan].append(pair)
+    for scan, pairs in label_maps.items():
         yield pairs[0] if len(pairs) == 1 else _refused(pairs[0], _several(scan, pairs))
 
 
@@ -104,7 +104,7 @@ def _pair_of(path: str, found: Mapping[str, str], scans: Mapping[tuple[str, str]
     fitting = [
         entry
         for entry in scans.get((participant, session), [])
-        if all(entities(entry.path).get(name, "") == found[name] for name in TELLING if name in found)
+        if all(entities(entry.path).get(name, "") == found[name] for name in _TELLING if name in found)
     ]
     space = found.get("space", "")
     if len(fitting) == 1:
@@ -113,19 +113,19 @@ def _pair_of(path: str, found: Mapping[str, str], scans: Mapping[tuple[str, str]
     name = participant + (f"_ses-{session}" if session else "")
     scans_found = ", ".join(entry.scan for entry in fitting) or "no T1w scan"
     problem = (
-        f"{path}: {scans_found} of {name} for this outline; exactly one is needed: give the outline the scan's session "
-        f"and, of {', '.join(TELLING)}, what tells it from the others"
+        f"{path}: {scans_found} of {name} for this label map; exactly one is needed: name it after the scan, with its "
+        f"session and, of {', '.join(_TELLING)}, what tells the scan from the others"
     )
     return Pair(name, participant, session, labels_path=path, problem=problem)
 
 
 def _several(scan: str, pairs: list[Pair]) -> str:
     names = ", ".join(PurePosixPath(pair.labels_path).name for pair in pairs)
-    return f"{scan} has {len(pairs)} outlines, {names}; one is needed: say which by [data] entities"
+    return f"{scan} has {len(pairs)} label maps, {names}; one is needed: choose it with [data] entities"
 
 
 def _transform_beside(path: str, space: str) -> str:
-    """The transform of an outline in AC-PC space, as hypodask and BIDS name it; empty where there is none."""
+    """The transform of a label map in AC-PC space, as hypodask and BIDS name it; empty where there is none."""
     if space not in ALIGNED_SPACES:
         return ""
     folder, name = path.rsplit("/", 1) if "/" in path else (".", path)
@@ -157,7 +157,7 @@ def _from_table(data: Data) -> Iterator[Pair]:
 
 
 def _checked(pair: Pair) -> Pair:
-    """A pair whose name may be that of a file, and whose outline says a space that can be used."""
+    """The pair, refused if its name cannot be that of a file or if its label map is in a space that cannot be used."""
     if pair.problem:
         return pair
     if danger := id_danger(pair.scan):
@@ -168,7 +168,7 @@ def _checked(pair: Pair) -> Pair:
             f"{pair.labels_path} is in space {pair.space}, and the pose that it was aligned with is not known; put "
             f"{pair.scan}_from-T1w_to-ACPC_mode-image_xfm.txt beside it, or resample it to the scan as space-orig",
         )
-    if pair.space not in OWN_SPACES | ALIGNED_SPACES:
+    if pair.space not in _OWN_SPACES | ALIGNED_SPACES:
         return _refused(
             pair,
             f"{pair.labels_path} is in space {pair.space}; the scan's own (no space in the name, or space-orig), or "

@@ -1,30 +1,30 @@
 """One subject becomes one file that training reads: image and soft labels on the training grid.
 
-Runs in a worker. A file that is there already is kept while scan, outline and transform have the size and time they
-had, and the labels are the same.
+Runs in a worker. A file that is there already is kept while scan, label map and transform have the size and time that
+they had, and the labels are the same.
 """
 
-import hashlib
+import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 
-from hypodask.alignment import align
-from hypodask.errors import OutlineError, TransformError
-from hypodask.labels import LabelTable
-from hypodask.network.weights import InputGeometry
-from hypodask.planning import input_stamp
-from hypodask.recipes.hypothalamus import CORE, hypothalamus_stored_grid
-from hypodask.resample import resample
-from hypodask.scan import read_scan
-from hypodask.training.outlines import check_grid, check_inside, check_sides, read_outline, soft_labels
+from hypodask.alignment.acpc import align
+from hypodask.core.errors import OutlineError, TransformError
+from hypodask.core.structures import LabelTable
+from hypodask.files.digests import sha256_of
+from hypodask.files.location import Location
+from hypodask.image.resampling import resample
+from hypodask.learning.training_box import seen_labels, training_grid
+from hypodask.networks.cards import InputGeometry
+from hypodask.scan.read import read_scan
+from hypodask.storage.transforms import load_transform
+from hypodask.study.planning import input_stamp
+from hypodask.training.manual_labels import ManualLabels, check_grid, check_inside, check_sides, soft_labels
 from hypodask.training.pairs import Pair
-from hypodask.transforms import load_transform
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Prepared:
     path: str
     """``.npz`` with ``image``, ``truth`` (without background), ``volumes_mm3`` and ``pose``."""
     volumes_mm3: tuple[float, ...]
-    """Of each label, as drawn."""
+    """Of each label of the manual label map."""
     stamp: str
-    """Changes with what the file was made of."""
+    """Digest of everything that the file was made from."""
     warnings: str = ""
 
 
@@ -47,9 +47,9 @@ def prepare(pair: Pair, table: LabelTable, geometry: InputGeometry, folder: Path
     Raises
     ------
     OutlineError
-        If the outline cannot be learnt from.
+        If the label map cannot be learnt from.
     ScanError
-        If the scan cannot be trusted, or its pose cannot be told.
+        If the scan cannot be trusted, or its pose cannot be found.
     OSError
         If a disk or the network fails.
     """
@@ -70,38 +70,34 @@ def load_head(path: str) -> dict[str, ndarray]:
 
 
 def _made(pair: Pair, table: LabelTable, geometry: InputGeometry) -> dict[str, ndarray]:
-    outline = read_outline(pair.labels_path, table)
+    manual = ManualLabels.read(pair.labels_path, table)
     scan = read_scan(pair.scan_path)
-    check_grid(outline, scan.grid, pair.space)
+    check_grid(manual, scan.grid, pair.space)
     alignment = align(scan)
-    acpc_from_outline = alignment.acpc_from_scanner @ _scanner_from_outline(pair)
-    check_sides(outline, acpc_from_outline)
-    grid = hypothalamus_stored_grid(geometry)
-    truth = soft_labels(outline, grid, acpc_from_outline)
-    check_inside(outline, truth[(slice(None), *CORE)], geometry.grid, acpc_from_outline)
+    acpc_from_manual = alignment.acpc_from_scanner
+    if pair.transform:
+        try:
+            acpc_from_manual = acpc_from_manual @ np.linalg.inv(load_transform(pair.transform))
+        except TransformError as err:
+            raise OutlineError(f"{pair.labels_path}: {err}") from err
+    check_sides(manual, acpc_from_manual)
+    grid = training_grid(geometry)
+    truth = soft_labels(manual, grid, acpc_from_manual)
+    check_inside(manual, seen_labels(truth), geometry.grid, acpc_from_manual)
     image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3)
     return {
         "image": image,
         "truth": truth.astype(np.float16),
-        "volumes_mm3": outline.volumes_mm3,
+        "volumes_mm3": manual.volumes_mm3,
         "pose": alignment.acpc_from_scanner,
         "warnings": np.array(" ".join([*scan.warnings, *alignment.warnings])),
     }
 
 
-def _scanner_from_outline(pair: Pair) -> Float[ndarray, "4 4"]:
-    if not pair.transform:
-        return np.eye(4)
-    try:
-        return np.linalg.inv(load_transform(pair.transform))
-    except TransformError as err:
-        raise OutlineError(f"{pair.labels_path}: {err}") from err
-
-
 def _stamp(pair: Pair, table: LabelTable, geometry: InputGeometry) -> str:
     inputs = [input_stamp(path) for path in (pair.scan_path, pair.labels_path, pair.transform) if path]
     asked = json.dumps([asdict(pair), inputs, repr(table), repr(geometry)])
-    return hashlib.sha256(asked.encode()).hexdigest()
+    return sha256_of(asked.encode())
 
 
 def _known(path: Path, stamp: str) -> dict[str, ndarray] | None:
@@ -114,11 +110,6 @@ def _known(path: Path, stamp: str) -> dict[str, ndarray] | None:
 
 
 def _save(path: Path, arrays: dict[str, ndarray]) -> None:
-    """Write a whole file or none; two workers never write one subject."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    Location(path).write(content.getvalue())

@@ -1,0 +1,36 @@
+from . import demo as demo
+from . import phantom as phantom
+from . import report as report
+from . import stats as stats
+from .alignment import Alignment as Alignment
+from .alignment import align as align
+from .cluster import plan as plan
+from .cluster import process as process
+from .core import errors as errors
+from .core.errors import HypodaskError as HypodaskError
+from .core.grid import Grid as Grid
+from .core.row import Row as Row
+from .files.leases import unlock as unlock
+from .pipeline import Measured as Measured
+from .pipeline import load_models as load_models
+from .pipeline import measure_scan as measure_scan
+from .pipeline import process_scan as process_scan
+from .scan import Scan as Scan
+from .scan import read_scan as read_scan
+from .scan.landmarks import Landmarks as Landmarks
+from .scan.landmarks import read_landmarks as read_landmarks
+from .segmentation import Segmentation as Segmentation
+from .segmentation import import_hypothalamus_seg as import_hypothalamus_seg
+from .segmentation import segment as segment
+from .storage.transforms import angles_deg as angles_deg
+from .storage.transforms import load_transform as load_transform
+from .storage.transforms import save_aligned as save_aligned
+from .storage.transforms import save_transform as save_transform
+from .study.cohort import Cohort as Cohort
+from .study.removal import forget as forget
+from .study.results import open_results as open_results
+from .study.results import verify as verify
+from .study.runs import status as status
+from .training import train as train
+
+__version__: str

@@ -1,0 +1,14 @@
+from .digests import read_sealed as read_sealed
+from .digests import sha256_of as sha256_of
+from .digests import sha256_of_file as sha256_of_file
+from .digests import write_sealed as write_sealed
+from .encoding import from_json as from_json
+from .encoding import to_json as to_json
+from .leases import Lease as Lease
+from .leases import held as held
+from .leases import unlock as unlock
+from .location import Location as Location
+from .location import absolute as absolute
+from .location import is_url as is_url
+from .location import join as join
+from .location import writing as writing

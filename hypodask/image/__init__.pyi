@@ -1,0 +1,11 @@
+from .agreement import dice as dice
+from .agreement import intraclass_correlation as intraclass_correlation
+from .agreement import surface_distances as surface_distances
+from .agreement import volume_agreement as volume_agreement
+from .intensity import SCALINGS as SCALINGS
+from .intensity import head_median as head_median
+from .intensity import window as window
+from .masks import largest_piece as largest_piece
+from .masks import without_holes as without_holes
+from .resampling import interpolate as interpolate
+from .resampling import resample as resample

@@ -1,0 +1,16 @@
+from .architectures import AnyNetwork as AnyNetwork
+from .architectures import Architecture as Architecture
+from .architectures import build as build
+from .cards import InputGeometry as InputGeometry
+from .cards import ModelCard as ModelCard
+from .efficientnet import EfficientUNet as EfficientUNet
+from .efficientnet import EfficientUNetConfig as EfficientUNetConfig
+from .profiles import ProfileNet as ProfileNet
+from .profiles import ProfileNetConfig as ProfileNetConfig
+from .unet import UNet as UNet
+from .unet import UNetConfig as UNetConfig
+from .volume_unet import VolumeUNet as VolumeUNet
+from .volume_unet import VolumeUNetConfig as VolumeUNetConfig
+from .weights import load_weights as load_weights
+from .weights import resolve_model as resolve_model
+from .weights import save_weights as save_weights

@@ -1,0 +1,10 @@
+from .intervals import Conditions as Conditions
+from .intervals import interval as interval
+from .intervals import relative_error as relative_error
+from .reference import Reference as Reference
+from .reference import load_reference as load_reference
+from .score import MEASURES as MEASURES
+from .score import Measures as Measures
+from .score import Quality as Quality
+from .score import examine as examine
+from .score import judge as judge

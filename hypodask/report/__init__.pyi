@@ -1,0 +1,12 @@
+from .figures import group_figure as group_figure
+from .forest import forest_figure as forest_figure
+from .page import render as render
+from .page import write_report as write_report
+from .pictures import Pictures as Pictures
+from .pictures import cut_planes as cut_planes
+from .pictures import cut_slices as cut_slices
+from .pictures import read_pictures as read_pictures
+from .slices import Plane as Plane
+from .slices import Slices as Slices
+from .slices import plane_figure as plane_figure
+from .slices import slice_figure as slice_figure

@@ -1,0 +1,14 @@
+from .label_maps import label_map_on as label_map_on
+from .label_maps import slab_label_map as slab_label_map
+from .load import load_network as load_network
+from .load import segment as segment
+from .network import Ensemble as Ensemble
+from .network import Network as Network
+from .network import VolumeError as VolumeError
+from .published import ImportedModel as ImportedModel
+from .published import import_hypothalamus_seg as import_hypothalamus_seg
+from .seed_protocol import seed_posteriors as seed_posteriors
+from .segmentation import Segmentation as Segmentation
+from .volumes import Volumes as Volumes
+from .volumes import clean as clean
+from .volumes import measure as measure

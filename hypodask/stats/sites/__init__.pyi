@@ -1,0 +1,14 @@
+from .adapted_norms import adapt_norms as adapt_norms
+from .combat import apply_combat as apply_combat
+from .combat import fit_combat as fit_combat
+from .combat import harmonize as harmonize
+from .combat_model import ComBat as ComBat
+from .effects import combine_sites as combine_sites
+from .effects import compare_sites as compare_sites
+from .effects import leave_one_site_out as leave_one_site_out
+from .effects import mixed_model as mixed_model
+from .federated import SiteSummary as SiteSummary
+from .federated import pool_combat as pool_combat
+from .federated import pool_effects as pool_effects
+from .federated import pool_regression as pool_regression
+from .federated import summarize_site as summarize_site

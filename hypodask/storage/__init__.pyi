@@ -1,0 +1,16 @@
+from .journal import Journal as Journal
+from .journal import read_journal as read_journal
+from .store import delete_store as delete_store
+from .store import read_done as read_done
+from .store import read_label_map as read_label_map
+from .store import read_label_table as read_label_table
+from .store import read_record as read_record
+from .store import read_stored_scan as read_stored_scan
+from .store import verify_store as verify_store
+from .store import write_label_map as write_label_map
+from .store import write_record as write_record
+from .store import write_scan as write_scan
+from .transforms import angles_deg as angles_deg
+from .transforms import load_transform as load_transform
+from .transforms import save_aligned as save_aligned
+from .transforms import save_transform as save_transform

@@ -1,0 +1,16 @@
+from .cohort import Cohort as Cohort
+from .cohort import Entry as Entry
+from .other_tools import add_icv as add_icv
+from .other_tools import pool as pool
+from .other_tools import read_volumes as read_volumes
+from .planning import Job as Job
+from .planning import Plan as Plan
+from .planning import decide as decide
+from .removal import forget as forget
+from .results import assemble as assemble
+from .results import open_results as open_results
+from .results import read_cohort as read_cohort
+from .results import tidy_table as tidy_table
+from .results import verify as verify
+from .results import wide_table as wide_table
+from .runs import status as status
