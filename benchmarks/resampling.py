@@ -14,8 +14,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hypodask import phantom
-from hypodask.grid import Grid, slab_grid
-from hypodask.resample import interpolate, low_pass, resample
+from hypodask.core.grid import Grid, slab_grid
+from hypodask.image.resampling import interpolate, low_pass, resample
 
 TURNS = 3
 """How often each of those compared has its turn."""

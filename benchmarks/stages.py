@@ -10,11 +10,12 @@ import nibabel as nib
 import numpy as np
 
 import hypodask
-from hypodask import phantom, store
+from hypodask import phantom
 from hypodask.alignment import Alignment
-from hypodask.grid import slab_grid
-from hypodask.resample import resample
+from hypodask.core.grid import slab_grid
+from hypodask.image.resampling import resample
 from hypodask.scan import Scan
+from hypodask.storage import store
 
 
 @dataclass(frozen=True)

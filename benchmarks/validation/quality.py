@@ -1,0 +1,283 @@
+"""Whether the quality score catches what is wrong with a scan, and better than the rule on volumes does.
+
+Failures are planted into simulated and real scans (``benchmarks.validation.planting``), hypodask is run on each
+(``benchmarks.validation.quality_runs``), and this looks at what the runs left:
+
+    python -m benchmarks.validation.quality_runs RUNS DATA --heads phantom-1000 ... --all-failures
+    python -m benchmarks.validation.quality table RUNS          sensitivity and area under the curve, per failure
+    python -m benchmarks.validation.quality reference RUNS      reference ranges, for hypodask/weights/reference.json
+
+In the table each head is judged by the ranges of the other heads, never by its own; the rule on volumes
+(Kassubek et al. 2025: beyond 1.5 interquartile ranges) has its fences from the undisturbed scans alone, which is more
+than a cohort with failures in it would give it.
+"""
+
+import json
+import re
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from benchmarks.validation.planting import FAILURES, UNDISTURBED
+from benchmarks.validation.quality_runs import Run, read_run
+from benchmarks.validation.results import add_record_option, write_results
+from benchmarks.validation.scoring import markdown
+from hypodask.core.errors import SegmentationError
+from hypodask.core.structures import HEAD_SIZE, MAIN
+from hypodask.quality import MEASURES, examine, judge
+from hypodask.quality.reference import Range, Reference, VolumeErrors, load_reference, save_reference
+from hypodask.quality.score import comparable_value, steps_outside
+from hypodask.segmentation.label_maps import label_map_on
+from hypodask.segmentation.volumes import measure
+from recipes.hypothalamus import FOLDS
+
+NAMES = [one.name for one in MEASURES]
+VOLUMES = ("hypothalamus", "icv")
+UNDETECTABLE = "left-right flip"
+"""A perfect mirror image is a possible head: no single image shows it."""
+
+PASSES = 0.5
+"""Scores below this count as caught."""
+
+FENCE = 1.5
+
+OF_OUTLINE = ("border_entropy", "member_spread", "member_overlap")
+"""Measures of how sure the networks are."""
+
+LEARNT_FROM = {name for fold in FOLDS for name in fold}
+"""Heads that some of the shipped networks know, and are surer of than of others."""
+
+
+# --- What the runs left ----------------------------------------------------------------------------------------------
+
+
+def measured_runs(folder: Path, *, again: bool = False) -> pd.DataFrame:
+    """One row per run, with its measures and volumes; each is kept beside its run."""
+    return pd.DataFrame([_kept_row(path, again=again) for path in sorted(folder.glob("*.pkl"))])
+
+
+def _kept_row(path: Path, *, again: bool) -> dict[str, object]:
+    beside = path.with_suffix(".json")
+    if again or not beside.exists() or beside.stat().st_mtime < path.stat().st_mtime:
+        beside.write_text(json.dumps(row_of(read_run(path))))
+    return dict(json.loads(beside.read_text()))
+
+
+def row_of(run: Run) -> dict[str, object]:
+    """Measures and volumes of one run."""
+    row: dict[str, object] = {"head": run.head, "failure": run.failure, "refused": run.refused, "models": run.models}
+    row |= {f"true_{name}_mm3": run.truth_mm3.get(name, np.nan) for name in VOLUMES}
+    if run.refused:
+        return row
+    try:
+        hypothalamus, icv = measure(run.hypothalamus), measure(run.icv)
+    except SegmentationError as err:
+        return row | {"refused": f"SegmentationError: {err}"}
+    scanner_from_icv = np.linalg.inv(run.alignment.acpc_from_scanner) @ icv.to_acpc(run.alignment)
+    icv_map = label_map_on(icv.cleaned, run.scan.grid, scanner_from_icv)
+    row |= {"hypothalamus_mm3": hypothalamus.soft_mm3["hypothalamus"], "icv_mm3": icv.soft_mm3["icv"]}
+    return row | examine(run.scan, run.alignment, {MAIN.name: hypothalamus, HEAD_SIZE.name: icv}, icv_map)
+
+
+def is_phantom(table: pd.DataFrame) -> pd.Series:
+    return table["head"].str.startswith("phantom-")
+
+
+# --- Ranges of sound scans -------------------------------------------------------------------------------------------
+
+
+REACH_SD = 2.5
+"""Ranges reach at least this many standard deviations to both sides: the extremes of few scans are no limits."""
+
+
+def ranges_of(sound: pd.DataFrame) -> dict[str, Range]:
+    """Range of every measure that was taken."""
+    rows = sound.to_dict("records")
+    taken = {one: np.array([comparable_value(one, row) for row in rows], dtype=float) for one in MEASURES}
+    known = {one: values[np.isfinite(values)] for one, values in taken.items()}
+    return {one.name: _range(values, logarithmic=one.logarithmic) for one, values in known.items() if len(values)}
+
+
+def _range(values: Float[ndarray, "n"], *, logarithmic: bool) -> Range:
+    v = np.log(np.maximum(values, 1e-6)) if logarithmic else values
+    reach = REACH_SD * v.std()
+    ends = np.array([min(v.min(), v.mean() - reach), max(v.max(), v.mean() + reach)])
+    low, high = np.exp(ends) if logarithmic else ends
+    # What is never negative, such as a share, has no range that is.
+    return Range(_short(max(low, 0.0) if values.min() >= 0 else low), _short(high), len(values))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def errors_of(sound: pd.DataFrame, sensitivities: dict[str, float]) -> VolumeErrors:
+    """Noise and uncertainty of good-quality scans, and the sensitivities that ``validation.intervals`` measured."""
+    spread = sound["member_spread"].dropna() if "member_spread" in sound else pd.Series(dtype=float)
+    return VolumeErrors(
+        pose_per_mm=sensitivities["pose_per_mm"],
+        per_squared_noise=sensitivities["per_squared_noise"],
+        usual_noise=_short(sound["noise"].median()),
+        usual_uncertainty=_short(sound["border_entropy"].median()),
+        usual_spread=_short(np.sqrt((spread**2).mean())) if len(spread) else 0.0,
+    )
+
+
+def reference_of(table: pd.DataFrame, folder: Path) -> Reference:
+    """The reference that the sound runs of a folder give."""
+    sound = sound_runs(table)
+    kept = folder / "sensitivities.json"
+    sensitivities = json.loads(kept.read_text()) if kept.exists() else vars(load_reference().errors)
+    phantoms = int(is_phantom(sound).sum())
+    finest, coarsest = sound["voxel_mm"].min(), sound["voxel_mm"].max()
+    return Reference(
+        measured_on=f"{phantoms} simulated heads and {len(sound) - phantoms} public scans, with voxels of {finest:.1f} "
+        f"to {coarsest:.1f} mm, as they are",
+        models=" or ".join(sorted(set(sound["models"]))),
+        ranges=ranges_of(sound),
+        errors=errors_of(sound, sensitivities),
+    )
+
+
+def sound_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Undisturbed scans whose pose was not doubted; how sure networks are of heads that they know does not count."""
+    sound = table[(table["failure"] == UNDISTURBED) & (table["refused"] == "") & (table["flagged"] == 0)].copy()
+    sound.loc[sound["head"].isin(LEARNT_FROM), sound.columns.intersection(OF_OUTLINE)] = np.nan
+    return sound
+
+
+# --- Two detectors ---------------------------------------------------------------------------------------------------
+
+
+def scored(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
+    """The table with ``ours``, 1 - quality, and ``rule``, interquartile ranges beyond the quartiles.
+
+    What was refused is caught by both.
+    """
+    ours = pd.Series(np.nan, index=table.index)
+    for head, own in table.groupby("head"):
+        reference = Reference("", "", ranges_of(sound_runs(table[table["head"] != head])), errors)
+        ours[own.index] = [1 - judge(row, reference).score for row in own[NAMES].to_dict("records")]
+    caught = table["refused"] != ""
+    return table.assign(ours=ours.where(~caught, np.inf), rule=beyond_quartiles(table).where(~caught, np.inf))
+
+
+def beyond_quartiles(table: pd.DataFrame) -> pd.Series:
+    """Interquartile ranges by which either volume lies beyond the quartiles of the undisturbed scans of its cohort."""
+    beyond = pd.DataFrame(-np.inf, index=table.index, columns=list(VOLUMES))
+    for _, cohort in table.groupby(is_phantom(table)):
+        sound = sound_runs(cohort)
+        for name in VOLUMES:
+            first, third = np.percentile(sound[f"{name}_mm3"], (25, 75))
+            distance = np.maximum(first - cohort[f"{name}_mm3"], cohort[f"{name}_mm3"] - third)
+            beyond.loc[cohort.index, name] = distance / (third - first)
+    return beyond.max(axis=1)
+
+
+def area_under_curve(sound: Float[ndarray, "n"], spoilt: Float[ndarray, "m"]) -> float:
+    """Chance that a spoilt scan looks worse than a sound one; ties count half."""
+    difference = np.sign(np.nan_to_num(spoilt[:, None], posinf=1e9) - np.nan_to_num(sound[None], posinf=1e9))
+    return float((difference.mean() + 1) / 2)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Sensitivity, specificity and area under the curve of both, per failure and over all that can be seen."""
+    sound = table[table["failure"] == UNDISTURBED]
+    lines = [_line(name, sound, table[table["failure"] == name]) for name in FAILURES if name != UNDISTURBED]
+    seen = table[~table["failure"].isin((UNDISTURBED, UNDETECTABLE))]
+    return pd.DataFrame([*lines, _line(f"all but the {UNDETECTABLE}", sound, seen)])
+
+
+def _line(name: str, sound: pd.DataFrame, spoilt: pd.DataFrame) -> dict[str, object]:
+    line: dict[str, object] = {"failure": name, "scans": len(spoilt), "refused": int((spoilt["refused"] != "").sum())}
+    detectors: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+        "quality": ("ours", lambda v: v > 1 - PASSES),
+        "IQR rule": ("rule", lambda v: v > FENCE),
+    }
+    for shown, (column, caught) in detectors.items():
+        line[f"{shown}: caught"] = f"{caught(spoilt[column]).mean():.2f}" if len(spoilt) else "-"
+        line[f"{shown}: sound kept"] = f"{1 - caught(sound[column]).mean():.2f}"
+        area = area_under_curve(sound[column].to_numpy(), spoilt[column].to_numpy()) if len(spoilt) else np.nan
+        line[f"{shown}: AUC"] = f"{area:.2f}"
+    line["quality: caught, as many sound kept as by the rule"] = f"{_caught_like_the_rule(sound, spoilt):.2f}"
+    return line
+
+
+def _caught_like_the_rule(sound: pd.DataFrame, spoilt: pd.DataFrame) -> float:
+    """Share of spoilt scans whose score is below one that keeps as many sound scans as the rule does."""
+    lost = int((sound["rule"] > FENCE).sum())
+    limit = np.sort(sound["ours"].to_numpy())[::-1][lost]
+    return float((spoilt["ours"] > limit).mean()) if len(spoilt) else np.nan
+
+
+def figures_of(table: pd.DataFrame) -> dict[str, float]:
+    """What the pages show of the same, as numbers."""
+    sound = table[table["failure"] == UNDISTURBED]
+    seen = ~table["failure"].isin((UNDISTURBED, UNDETECTABLE))
+    groups = {name: table["failure"] == name for name in FAILURES if name != UNDISTURBED} | {"all": seen}
+    detectors = {"quality": ("ours", 1 - PASSES), "rule": ("rule", FENCE)}
+    figures = {
+        f"{name}_sound_kept": float((sound[column] <= limit).mean()) for name, (column, limit) in detectors.items()
+    }
+    for failure, chosen in groups.items():
+        spoilt, key = table[chosen], re.sub(r"\W", "_", failure)
+        figures[f"{key}_refused"] = int((spoilt["refused"] != "").sum())
+        for name, (column, limit) in detectors.items() if len(spoilt) else ():
+            figures[f"{key}_{name}_caught"] = float((spoilt[column] > limit).mean())
+            figures[f"{key}_{name}_auc"] = area_under_curve(sound[column].to_numpy(), spoilt[column].to_numpy())
+    return figures
+
+
+def main_reasons(table: pd.DataFrame, errors: VolumeErrors) -> pd.DataFrame:
+    """Which measure is furthest out on each run, and how far."""
+    lines = []
+    for _, row in table[table["refused"] == ""].iterrows():
+        reference = Reference("", "", ranges_of(sound_runs(table[table["head"] != row["head"]])), errors)
+        steps = {m.name: steps_outside(m, comparable_value(m, row), reference) for m in MEASURES}
+        worst = sorted(steps, key=steps.get, reverse=True)[:4]
+        told = ", ".join(f"{name} {steps[name]:.1f}" for name in worst if steps[name] > 0.3)
+        lines.append(
+            {"failure": row["failure"], "head": row["head"], "quality": f"{1 - row['ours']:.2f}", "worst": told}
+        )
+    return pd.DataFrame(lines)
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Look at kept runs."""
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_argument("command", choices=["table", "reasons", "reference"])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--write", type=Path, help="folder of the weights, to write the reference into")
+    parser.add_argument("--again", action="store_true", help="take all measures again, as after a change of one")
+    add_record_option(parser)
+    options = parser.parse_args()
+    table = measured_runs(options.runs, again=options.again)
+    reference = reference_of(table, options.runs)
+    if options.command == "reference":
+        print(reference.to_json())
+        if options.write:
+            print(save_reference(reference, options.write))
+        return
+    judged = scored(table, reference.errors)
+    shown = summary(judged) if options.command == "table" else main_reasons(judged, reference.errors)
+    print(markdown(shown))
+    if options.record and options.command == "table":
+        spoilt = table.loc[table["failure"] != UNDISTURBED, "head"].nunique()
+        write_results(
+            "quality",
+            figures_of(judged),
+            what="How many spoilt scans the quality score catches, beside the rule on volumes",
+            data=f"{len(sound_runs(table))} good-quality scans, {spoilt} of them spoilt in {len(FAILURES) - 1} ways",
+        )
+
+
+if __name__ == "__main__":
+    main()
