@@ -1,6 +1,6 @@
 """Draw docs/images/protocols.png, both protocols on one template head: python docs/draw_protocols.py.
 
-The head is the MNI152 2009a brain that nilearn ships; the first outlines are those of the shipped network.
+The head is the MNI152 2009a brain; the first segmentation is that of the shipped network.
 """
 
 from pathlib import Path
@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hypodask.alignment import Alignment, align
-from hypodask.grid import Grid
-from hypodask.intensity import box_bright
-from hypodask.resample import resample
+from hypodask.core.grid import Grid
+from hypodask.image.intensity import box_bright
+from hypodask.image.resampling import resample
 from hypodask.scan import Scan
+from hypodask.scan.template import MNI152
 from hypodask.segmentation import Segmentation, load_network
-from hypodask.segmentation.protocols import in_seed_protocol
-from hypodask.template import mni152_brain
+from hypodask.segmentation.seed_protocol import in_seed_protocol
 
 PICTURE = Path(__file__).with_name("images") / "protocols.png"
 
@@ -26,7 +26,7 @@ FIRST, SEED = "#ffd54a", "#2ec4b6"
 
 
 def drawn(image: np.ndarray, first: Segmentation, seed: Segmentation) -> Figure:
-    """A row of coronal slices with both outlines."""
+    """A row of coronal slices with the contours of both segmentations."""
     figure = Figure(figsize=(2.2 * len(SLICES_MM), 2.5), layout="constrained", facecolor="black")
     x, y, z = (
         first.grid.space_from_vox[a, 3] + np.arange(first.grid.shape[a]) * first.grid.spacing_mm[a] for a in range(3)
@@ -42,8 +42,8 @@ def drawn(image: np.ndarray, first: Segmentation, seed: Segmentation) -> Figure:
 
 
 def main() -> None:
-    """Outline the template in both protocols, and draw them."""
-    brain = mni152_brain()
+    """Segment the template in both protocols, and draw the segmentations."""
+    brain = MNI152.brain
     scan = Scan(brain.data, Grid(brain.grid.shape, brain.grid.space_from_vox, "scanner"), source=brain.source)
     pose: Alignment = align(scan)
     first = load_network("hypothalamus").segment(scan, pose)

@@ -22,7 +22,7 @@ Run = tuple[xr.Dataset, Path]
 
 
 def tables(runs: Iterable[Run]) -> Iterator[str]:
-    """A heading and a Markdown table for each chapter."""
+    """A heading and a Markdown table for each chapter of ``tests/bad_inputs.py``."""
     runs = list(runs)
     for chapter, kinds in bad_inputs.CHAPTERS.items():
         yield f"### {chapter}\n"

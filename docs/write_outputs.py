@@ -3,16 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hypodask.labels import (
-    HYPOTHALAMUS,
-    HYPOTHALAMUS_SEED,
-    HYPOTHALAMUS_SIDES,
-    HYPOTHALAMUS_SUBUNITS,
-    ICV,
+from hypodask.core.structures import (
+    NAMES,
     STRUCTURES,
     Label,
 )
-from hypodask.variables import DERIVED, RESULTS, Variable
+from hypodask.core.variables import DERIVED, RESULTS, Variable
 
 PAGE = Path(__file__).with_name("outputs.md")
 BEGIN = "<!-- begin: written by docs/write_outputs.py -->"
@@ -27,12 +23,12 @@ def variable_table(variables: Iterable[Variable]) -> str:
 
 def structure_table() -> str:
     """A Markdown table with a row per entry of the ``structure`` dimension."""
-    rows = [f"| `{structure}` | {', '.join(dict.fromkeys(_sources(structure)))} |" for structure in STRUCTURES]
+    rows = [f"| `{structure}` | {', '.join(dict.fromkeys(_sources(structure)))} |" for structure in NAMES]
     return "\n".join(["| structure | label protocol: number in its label map |", "|---|---|", *rows])
 
 
 def _sources(structure: str) -> Iterable[str]:
-    for table in (HYPOTHALAMUS, HYPOTHALAMUS_SEED, HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV):
+    for table in (table for one in STRUCTURES.values() for table in one.label_tables):
         found = [f"{table.protocol}: {_number(label)}" for label in table if label.structure == structure]
         whole = [f"{table.protocol}: all labels"] if table.whole == structure and not found else []
         yield from [*found, *whole]

@@ -1,13 +1,13 @@
-"""A study on machines of a cloud that are rented for it, by Coiled or straight from Amazon.
+"""A study on rented machines of a cloud, by Coiled or directly from Amazon.
 
     python cloud.py s3://BUCKET/bids s3://BUCKET/out --by coiled [--workers 20]
     python cloud.py s3://BUCKET/bids s3://BUCKET/out --by ec2 --image TAG --profile NAME --security-group ID
 
 Coiled needs an account (``coiled login``) and copies this environment to the machines. Without it, an image with
 hypodask and s3fs is started on EC2. ``--profile`` names the instance profile that lets machines into the bucket, so
-that no key travels; ``--security-group`` lets nobody in but your own address, where the group that would be made
-otherwise shows the dashboard to the whole internet. It needs ``pip install 'hypodask[cloud,s3]'`` and credentials of
-the cloud as its own tools want them.
+that no key is sent. ``--security-group`` names a group that admits only your own address; the group that is made by
+default shows the dashboard to the whole internet. The script needs ``pip install 'hypodask[cloud,s3]'`` and credentials
+as the tools of the cloud read them.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def coiled_options(region: str, workers: int) -> dict[str, Any]:
-    """One scan at a time on each machine; spot machines, since a scan that is lost is only done again."""
+    """One scan at a time on each machine; spot machines, because a lost scan is simply processed again."""
     return {
         "name": "hypodask",
         "region": region,

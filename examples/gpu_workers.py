@@ -1,12 +1,13 @@
-"""One worker for each GPU of this machine, no two on one device, and others that feed them.
+"""One worker process for each GPU of this machine, and CPU workers that prepare scans for them.
 
     python gpu_workers.py BIDS_DIR OUT --devices 0 1 2 3 --cpu-workers 32
 
 Workers with the resource ``CPU`` read, align, measure and write; those with the resource ``GPU`` run the networks for
-them. Without any of the former, each GPU worker does all of it, and its device waits most of the time.
+them. Without CPU workers, each GPU worker does everything, and its device is idle most of the time.
 
-It needs ``pip install 'hypodask[cuda]'``. What a GPU worker sees is settled before it starts, in the environment of its
-process: JAX looks once, and cannot be told later. On other machines start the same command by hand for each device::
+It needs ``pip install 'hypodask[cuda]'``. The devices that a GPU worker can use are set in the environment of its
+process before it starts, because JAX reads them only once. On other machines start the same command by hand for each
+device::
 
     CUDA_VISIBLE_DEVICES=0 dask worker tls://HOST:PORT --nthreads 1 --resources GPU=1 --tls-ca-file ...
     JAX_PLATFORMS=cpu dask worker tls://HOST:PORT --nthreads 1 --nworkers 32 --resources CPU=1 --tls-ca-file ...
@@ -47,7 +48,7 @@ def main() -> None:
 
 @contextmanager
 def cluster(devices: Sequence[str], cpu_workers: int = 0) -> Iterator[Client]:
-    """A scheduler in this process, a worker process for each device, and so many without one."""
+    """A scheduler in this process, a worker process for each device, and ``cpu_workers`` without one."""
     kinds = [(f"gpu-{device}", "GPU=1", environment_of(device), []) for device in devices]
     for number in range(cpu_workers):
         kinds.append((f"cpu-{number}", "CPU=1", {"JAX_PLATFORMS": "cpu"}, on_one_core(number)))
@@ -65,22 +66,22 @@ def cluster(devices: Sequence[str], cpu_workers: int = 0) -> Iterator[Client]:
 
 
 def on_one_core(number: int) -> list[str]:
-    """What goes before the command of a worker that feeds the GPUs: XLA would take every core that it sees."""
+    """Start of the command of a CPU worker, which keeps it to one core: XLA would use every core that it sees."""
     cores = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
     return ["taskset", "--cpu-list", str(cores[number % len(cores)])] if cores else []
 
 
 def environment_of(device: str) -> dict[str, str]:
-    """What a GPU worker has besides the environment of this process.
+    """Environment variables of a GPU worker, in addition to those of this process.
 
-    What Dask itself sets before a worker starts (``distributed.nanny.pre-spawn-environ``) stays as it is: had the
-    device been set there, the first worker's would have become that of all.
+    The device is not set in Dask's own variables (``distributed.nanny.pre-spawn-environ``): there, the device of the
+    first worker would become that of all.
     """
     return {
-        # Whatever this process was told to do without.
+        # This process may have been told not to use a GPU.
         "JAX_PLATFORMS": "",
         "CUDA_VISIBLE_DEVICES": device,
-        # The device belongs to this worker: memory taken once is not taken piece by piece.
+        # The device belongs to this worker alone, so it can reserve most of the memory at once.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
     }

@@ -18,7 +18,7 @@ from distributed import Client
 import hypodask
 
 POD = {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}}
-"""One scan at a time on one core; without a limit for the CPU, which would only slow it down in bursts."""
+"""One scan at a time on one core. There is no limit for the CPU, because it would only slow down short bursts."""
 
 
 def main() -> None:

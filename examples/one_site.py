@@ -7,7 +7,7 @@ from hypodask import report, stats
 
 
 def main() -> None:
-    """Process the study, look for outliers, adjust for head size, compare the groups, write the report."""
+    """Process the study, find outliers, adjust for head size, compare the groups, write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bids_dir", help="BIDS folder with T1w scans and a participants.tsv that has a column 'group'")
     parser.add_argument("out", help="folder or URL for the results; run again to do only what is missing")
@@ -24,7 +24,7 @@ def main() -> None:
     )
     print(stats.list_exclusions(results).to_string(index=False))
     print(table[["group_a", "group_b", "n_a", "n_b", "difference", "percent", "p"]].to_string(index=False))
-    print(report.write(results, arguments.out))
+    print(report.write_report(arguments.out, reference=arguments.reference))
 
 
 # Dask starts its workers as new processes, which import this file again: only the first may run main().

@@ -1,9 +1,9 @@
-"""A Dask scheduler and workers as processes of their own, with TLS, all on this machine: how a cluster works by hand.
+"""A Dask scheduler and workers as processes of their own, with TLS, all on this machine.
 
     python scheduler_and_workers.py BIDS_DIR OUT [--workers 2]
 
 On several machines the commands are the same: start the scheduler on one of them with its own address as ``--host``,
-copy ``cluster.pem`` to all, start workers wherever there are cores, and run the three lines of ``main`` anywhere.
+copy ``cluster.pem`` to all machines, start workers on them, and run the three lines of ``main`` anywhere.
 It needs ``pip install 'hypodask[tls]'``.
 """
 
@@ -20,7 +20,7 @@ from distributed import Client, Security
 import hypodask
 
 ONLY_HERE = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-"""Without these Dask listens on every network of the machine; without a dashboard there is still a page of health."""
+"""Without these Dask listens on every network of the machine; without a dashboard there is still a health page."""
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ NO_DASHBOARD = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
 
 
 def main() -> None:
-    """Process the study with so many jobs at a time."""
+    """Process the study with up to ``--jobs`` jobs at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bids_dir", help="BIDS folder with T1w scans, on a disk that all nodes share")
     parser.add_argument("out", help="folder or URL for the results; run again to do only what is missing")
@@ -42,7 +42,7 @@ def main() -> None:
         if arguments.show:
             print(jobs.job_script())
             return
-        # Both bounds are the same: so a job that ends has a successor until the study is done.
+        # Both bounds are the same, so that each job that ends is replaced until the study is done.
         jobs.adapt(minimum_jobs=wanted, maximum_jobs=wanted)
         with Client(jobs) as client:
             results = hypodask.process(cohort, arguments.out, client)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def cluster(queue: str | None, account: str | None, interface: str | None, certificate: Path) -> SLURMCluster:
-    """One scan at a time in each job, a gentle end before the time limit, and TLS between all."""
+    """One scan at a time in each job, an orderly end before the time limit, and TLS between all."""
     roles = ("scheduler", "worker", "client")
     pairs = {f"tls_{role}_{part}": str(certificate) for role in roles for part in ("cert", "key")}
     return SLURMCluster(

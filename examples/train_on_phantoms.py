@@ -1,8 +1,8 @@
-"""Train a hypothalamus network on outlines, and run it: on simulated heads, whose true outlines are known.
+"""Train a hypothalamus network on the true label maps of simulated heads, and run it.
 
-Put your own BIDS dataset and derivative in place of the phantoms', name your protocol, and leave network and schedule
-out to have the real size: ``docs/training.md``. The phantoms share one brain, so their figures say that all of it
-works, and nothing about heads of people.
+For your own data, replace the BIDS dataset and derivative, name your protocol, and leave out ``network`` and
+``schedule``, so that the network has its full size (``docs/training.md``). The phantoms share one brain, so their
+figures say that the software works, and nothing about real scans.
 
     python examples/train_on_phantoms.py phantoms-trained
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import hypodask
-from hypodask.network.learn import Schedule
+from hypodask.learning import Schedule
 from hypodask.training import Architecture, Data, Folds, TrainingConfig
 
 
