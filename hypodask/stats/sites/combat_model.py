@@ -42,7 +42,7 @@ class ComBat:
     """Mean in the unit of the variable, where all covariates are 0."""
     sd: Annotated[Float[ndarray, " structure"], ARRAY]
     """Standard deviation of the residuals, in the unit of the variable."""
-    coefficients: Annotated[Float[ndarray, "column structure"] | Float[ndarray, "0 0"], ARRAY]
+    coefficients: Annotated[Float[ndarray, "column structure"], ARRAY]
     """Unit of the variable per unit of the covariate."""
     shift: Annotated[Float[ndarray, "site structure"], ARRAY]
     """Shift in units of ``sd``; NaN if there is no estimate, for which :attr:`left_out` has the reason."""
