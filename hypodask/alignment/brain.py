@@ -121,7 +121,10 @@ def _register_brain(data: Float32[ndarray, "i j k"], grid: Grid) -> Fit:
     thinned, thin_grid = low_pass(data, grid, _MEDIUM_MM)
     # Size is held at first: a free size grows until the template's brain fills the scalp.
     far = _moving(resample(thinned, thin_grid, wide), grid, wide, _WIDE_MM)
-    best_starts = _registered(far, _brain(_FAR_MM, _WIDE_MM), _starts(thinned, thin_grid, grid))
+    starts = jnp.asarray(_starts(thinned, thin_grid, grid))
+    many = register_from(far, _brain(_FAR_MM, _WIDE_MM), starts, freedom=6, steps=_FAR_STEPS)
+    order = np.argsort(-np.asarray(many.correlation))
+    best_starts = distinct(np.asarray(many.scanner_from_mni, float)[order], _RIGID, 3 * _SAME_POSE_MM)
     moving = _moving(interpolate(thinned, thin_grid, medium), grid, medium, CONTRAST_MM)
     posed = [register(moving, _brain(8.0, CONTRAST_MM), start, freedom=6, steps=10) for start in best_starts]
     poses = [np.asarray(fit.scanner_from_mni, float) for fit in sorted(posed, key=_correlation, reverse=True)]
@@ -138,13 +141,6 @@ def _starts(data: Float32[ndarray, "i j k"], thin_grid: Grid, grid: Grid) -> Flo
         Field(resample(data, thin_grid, coarse), _seen(grid, coarse), coarse), _template(COARSE_MM), keep=_STARTS
     )
     return np.stack([*starts, *starts[:1] * (_STARTS - len(starts))]).astype(np.float32)
-
-
-def _registered(moving: Moving, fixed: Fixed, starts: Float32[ndarray, "start 4 4"]) -> list[Float[ndarray, "4 4"]]:
-    """The few poses that explain the brain best after a few steps from every start."""
-    many = register_from(moving, fixed, jnp.asarray(starts), freedom=6, steps=_FAR_STEPS)
-    order = np.argsort(-np.asarray(many.correlation))
-    return distinct(np.asarray(many.scanner_from_mni, float)[order], _RIGID, 3 * _SAME_POSE_MM)
 
 
 def _correlation(fit: Fit) -> float:

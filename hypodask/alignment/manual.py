@@ -55,11 +55,14 @@ def align_to(scan: Scan, landmarks: Landmarks, automatic: Alignment | None) -> A
     _refuse_implausible(landmarks, scan.grid)
     ac, pc = np.array(landmarks.ac_mm), np.array(landmarks.pc_mm)
     acpc_from_scanner = acpc_frame(ac, pc, _right(landmarks, automatic))
+    # Without a registration, a rigid move that puts the commissures near the template's takes its place.
+    acpc_from_mni = acpc_frame(MNI152.commissures_mm[0], MNI152.commissures_mm[1], np.array([1.0, 0.0, 0.0]))
+    mni_from_scanner = np.linalg.inv(acpc_from_mni) @ acpc_from_scanner
     pose = Alignment(
         acpc_from_scanner=acpc_from_scanner,
         ac_mm=ac,
         pc_mm=pc,
-        mni_from_scanner=automatic.mni_from_scanner if automatic else _mni_from_acpc() @ acpc_from_scanner,
+        mni_from_scanner=automatic.mni_from_scanner if automatic else mni_from_scanner,
         score=automatic.score if automatic else float("nan"),
         flagged=False,
         source="landmarks",
@@ -135,9 +138,3 @@ def _differences(pose: Alignment, automatic: Alignment | None) -> Iterator[str]:
     roll_deg = float(np.degrees(np.arctan2(up[0], up[2])))
     if abs(roll_deg) > _TURNED_DEG:
         yield f"The midline point given by hand rolls the head {abs(roll_deg):.1f} degrees against the automatic pose."
-
-
-def _mni_from_acpc() -> Float[ndarray, "4 4"]:
-    """The rigid move that puts the commissures near the template's."""
-    ac, pc = MNI152.commissures_mm
-    return np.linalg.inv(acpc_frame(ac, pc, np.array([1.0, 0.0, 0.0])))

@@ -224,16 +224,13 @@ def _linearize(moving: Moving, fixed: Fixed, pose: Array, directions: Array) -> 
     predictors = _predictors(values, fixed)
     coefficients = _solve(predictors, fixed.values, weights)
     residual = fixed.values - coefficients @ predictors
-    weights = weights * jnp.clip(1 - (residual / (_TUKEY * _deviation(residual))) ** 2, 0.0) ** 2
+    # Robust standard deviation of a sample spread over the brain; to sort all residuals costs more than the rest.
+    sample = residual[:: max(1, len(residual) // _SORTED)]
+    deviation = 1.4826 * jnp.median(jnp.abs(sample)) + 1e-6
+    weights = weights * jnp.clip(1 - (residual / (_TUKEY * deviation)) ** 2, 0.0) ** 2
     gain = coefficients[0] + 2 * coefficients[1] * values + coefficients[2:5] @ _position(fixed)
     along = gain * _slopes_along(moving.vox_from_scanner[:3, :3].T @ slope_vox, fixed, pose, directions)
     return residual, jnp.concatenate([along, predictors]), weights
-
-
-def _deviation(residual: Array) -> Float[Array, ""]:
-    """Robust standard deviation of a sample spread over the brain; to sort all residuals costs more than the rest."""
-    sample = residual[:: max(1, len(residual) // _SORTED)]
-    return 1.4826 * jnp.median(jnp.abs(sample)) + 1e-6
 
 
 def _slopes_along(slope_mm: Array, fixed: Fixed, pose: Array, directions: Array) -> Float[Array, "freedom n"]:

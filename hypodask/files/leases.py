@@ -168,7 +168,9 @@ class Lease:
             _held.discard(self._token)
             if self._file is not None and self._token.encode() in _content_of(self._file.place):
                 self._file.place.delete()
-                _remove_if_empty(self._folder)
+                # The folder is kept while other leases lie in it: rmdir then fails.
+                if self._folder.folder is not None:
+                    self._folder.folder.rmdir()
         self._file = None
 
     def _is_ours(self) -> bool:
@@ -436,9 +438,3 @@ def _start_of(process: Any) -> str | None:
     except (OSError, psutil.AccessDenied):
         # Some systems show users only their own processes.
         return ""
-
-
-def _remove_if_empty(folder: Location) -> None:
-    if folder.folder is not None:
-        with suppress(OSError):
-            folder.folder.rmdir()

@@ -303,7 +303,11 @@ def _write_head(person: _Person, folder: Path, *, outlines: bool = False) -> dic
 
 
 def _write_tables(folder: Path, people: list[_Person], truths: list[dict[str, Any]], effect_percent: float) -> None:
-    rows = [_participant(person, truth) for person, truth in zip(people, truths, strict=True)]
+    rows = [
+        {"participant_id": person.participant_id, **person.covariates}
+        | {f"true_{one.name}_mm3": round(truth["volume_mm3"][one.name], 2) for one in (MAIN, HEAD_SIZE)}
+        for person, truth in zip(people, truths, strict=True)
+    ]
     Location(folder / "participants.tsv").write(_tsv(pd.DataFrame(rows, columns=list(_COLUMNS))))
     Location(folder / "participants.json").write(to_json({k: v for k, v in _COLUMNS.items() if k != "participant_id"}))
     Location(folder / "dataset_description.json").write(to_json(_description("raw")))
@@ -311,11 +315,6 @@ def _write_tables(folder: Path, people: list[_Person], truths: list[dict[str, An
     landmarks = [_landmarks(person, truth) for person, truth in zip(people, truths, strict=True)]
     Location(folder / TRUTH_FOLDER / "truth.tsv").write(_tsv(pd.DataFrame(landmarks)))
     Location(folder / TRUTH_FOLDER / "dataset_description.json").write(to_json(_description("truth")))
-
-
-def _participant(person: _Person, truth: dict[str, Any]) -> dict[str, object]:
-    volumes = {f"true_{one.name}_mm3": round(truth["volume_mm3"][one.name], 2) for one in (MAIN, HEAD_SIZE)}
-    return {"participant_id": person.participant_id, **person.covariates, **volumes}
 
 
 def _landmarks(person: _Person, truth: dict[str, Any]) -> dict[str, object]:

@@ -262,13 +262,10 @@ def _bids_axes(content: dict[str, Any], block: str, scanner_from_vox: _Affine | 
     if str(units) not in _MILLIMETRES:
         raise LandmarkError(f"{block}CoordinateUnits is {units!r}; mm, cm or m is needed: say which it is")
     described = str(content.get(f"{block}CoordinateSystemDescription", ""))
-    if system != "ScanRAS" and not (system == "Other" and _means_scanner_ras(described)):
+    says_scanner_ras = re.search(r"\bRAS\b", described) and re.search(r"\bscanner\b", described, re.IGNORECASE)
+    if system != "ScanRAS" and not (system == "Other" and says_scanner_ras):
         raise LandmarkError(
             f"{block}CoordinateSystem is {system!r}; ScanRAS is needed, or Other with a description that says scanner "
             "and RAS: convert the points to the RAS mm of the scan's header"
         )
     return np.diag([*[_MILLIMETRES[str(units)]] * 3, 1.0])
-
-
-def _means_scanner_ras(description: str) -> bool:
-    return bool(re.search(r"\bRAS\b", description) and re.search(r"\bscanner\b", description, re.IGNORECASE))

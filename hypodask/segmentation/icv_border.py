@@ -201,7 +201,14 @@ def profiles(
     # Zeros around the image: samples outside of it are clamped to them.
     voxels = jnp.pad(jnp.asarray(image, jnp.float32), 1)
     feet = 1 + _feet_of_lines(normals, np.broadcast_to(turns, len(normals.feet)))
-    return _in_batches(partial(_sample_lines, voxels), feet, normals.directions)
+
+    def sample(
+        feet: Float32[ndarray, "n line 3"], directions: Float32[ndarray, "n 3"]
+    ) -> Float[Array, "n line offset"]:
+        at = feet[:, :, None] + OFFSETS_MM[:, None] * directions[:, None, None]
+        return _gather_linear(voxels, at.reshape(-1, 3).T).reshape(at.shape[:3])
+
+    return _in_batches(sample, feet, normals.directions)
 
 
 def _feet_of_lines(normals: Normals, turns: Float[ndarray, "n"]) -> Float32[ndarray, "n line 3"]:
@@ -216,13 +223,6 @@ def _feet_of_lines(normals: Normals, turns: Float[ndarray, "n"]) -> Float32[ndar
     circle = np.cos(angles)[..., None] * first[:, None] + np.sin(angles)[..., None] * second[:, None]
     rings = [normals.feet[:, None] + radius * circle for radius in _RING_RADII_MM]
     return np.concatenate([normals.feet[:, None], *rings], axis=1).astype(np.float32)
-
-
-def _sample_lines(
-    voxels: Float[Array, "i j k"], feet: Float32[ndarray, "n line 3"], directions: Float32[ndarray, "n 3"]
-) -> Float[Array, "n line offset"]:
-    at = feet[:, :, None] + OFFSETS_MM[:, None] * directions[:, None, None]
-    return _gather_linear(voxels, at.reshape(-1, 3).T).reshape(at.shape[:3])
 
 
 _gather_linear = jax.jit(partial(gather, order=1))

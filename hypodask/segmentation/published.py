@@ -10,7 +10,7 @@ Each 3D convolution runs as a sum of 2D ones, one output slice at a time. Measur
 concatenation nor a doubled volume is ever in memory as a whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
@@ -83,7 +83,9 @@ class _Conv3d(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         first = sources[0].features
         total = jnp.broadcast_to(bias, (*first.shape[1:3], len(bias)))
-        parts = _split_channels(kernel, sources)
+        # The parts of the kernel that apply to each source, in the order of their concatenation.
+        ends = np.cumsum([source.features.shape[-1] for source in sources])
+        parts = jnp.split(kernel, ends[:-1], axis=3)
 
         def convolve_slice(i: Int[Array, ""]) -> Float[Array, "j k d"]:
             slice_ = total
@@ -232,12 +234,6 @@ def import_hypothalamus_seg(path: str | PathLike[str]) -> ImportedModel:
     except ModelError as err:
         err.add_note(f"while reading {path}")
         raise
-
-
-def _split_channels(kernel: Float[Array, "3 3 3 c d"], sources: Sequence[_Source]) -> list[Float[Array, "3 3 3 e d"]]:
-    """The parts of a kernel that apply to each source, in the order of their concatenation."""
-    ends = np.cumsum([source.features.shape[-1] for source in sources])
-    return list(jnp.split(kernel, ends[:-1], axis=3))
 
 
 def _slice_at(source: _Source, i: Int[Array, ""]) -> Float[Array, "j k c"]:

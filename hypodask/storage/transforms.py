@@ -94,7 +94,9 @@ def load_transform(path: Path, *, scan: Grid | None = None) -> _Affine:
         raise TransformError(f"there is no transform {name}; correct the path") from None
     except (ValueError, np.linalg.LinAlgError) as err:
         raise TransformError(f"{name} holds no affine transform ({err}); give ITK's text or four rows of four") from err
-    return found if scan is None else _acpc_from_scanner_of_flirt(found, scan, head_grid(_ALIGNED_SPACING_MM))
+    if scan is None:
+        return found
+    return _space_from_fsl(head_grid(_ALIGNED_SPACING_MM)) @ found @ np.linalg.inv(_space_from_fsl(scan))
 
 
 def save_aligned(path: Path, scan: Scan, acpc_from_scanner: _Affine) -> None:
@@ -178,16 +180,12 @@ def _scanner_from_acpc_of_itk(text: str) -> _Affine:
 
 def _flirt_matrix(acpc_from_scanner: _Affine, scan: Grid, aligned: Grid) -> _Affine:
     """FLIRT's matrix, from the scan to the aligned image, each in FSL's own millimetres."""
-    scanner_from_fsl = scan.space_from_vox @ np.linalg.inv(_fsl_from_vox(scan))
-    acpc_from_fsl = aligned.space_from_vox @ np.linalg.inv(_fsl_from_vox(aligned))
-    return np.linalg.inv(acpc_from_fsl) @ acpc_from_scanner @ scanner_from_fsl
+    return np.linalg.inv(_space_from_fsl(aligned)) @ acpc_from_scanner @ _space_from_fsl(scan)
 
 
-def _acpc_from_scanner_of_flirt(fsl_from_fsl: _Affine, scan: Grid, aligned: Grid) -> _Affine:
-    """The pose in FLIRT's matrix; the inverse of :func:`_flirt_matrix`."""
-    scanner_from_fsl = scan.space_from_vox @ np.linalg.inv(_fsl_from_vox(scan))
-    acpc_from_fsl = aligned.space_from_vox @ np.linalg.inv(_fsl_from_vox(aligned))
-    return acpc_from_fsl @ fsl_from_fsl @ np.linalg.inv(scanner_from_fsl)
+def _space_from_fsl(grid: Grid) -> _Affine:
+    """From FSL's millimetres of an image to the scanner's, or to those of AC-PC space."""
+    return grid.space_from_vox @ np.linalg.inv(_fsl_from_vox(grid))
 
 
 def _fsl_from_vox(grid: Grid) -> _Affine:
