@@ -12,7 +12,7 @@ import re
 import time
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hypodask.core.errors import StoreError
 from hypodask.files.location import Location
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.05
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
-def sha256_of(content: bytes | BinaryIO) -> str:
+def sha256_of(content: bytes | io.BufferedIOBase) -> str:
     """Digest of some bytes, or of an open file from where it stands to its end, as 64 hexadecimal digits.
 
     >>> sha256_of(b"scan") == sha256_of(io.BytesIO(b"scan"))
@@ -36,7 +36,7 @@ def sha256_of(content: bytes | BinaryIO) -> str:
     """
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+    return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sha256_of_file(path: str | PathLike[str]) -> str:
@@ -59,7 +59,7 @@ class HashingReader(io.RawIOBase):
     (b'scan', True)
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
 

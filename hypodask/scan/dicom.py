@@ -3,6 +3,7 @@
 dcm2niix knows the differences between vendors. This module does not read DICOM itself.
 """
 
+import io
 import shutil
 import subprocess
 import zipfile
@@ -13,7 +14,6 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 from hypodask.core.errors import OversizeScanError, UnreadableScanError
 from hypodask.files.digests import sha256_of, sha256_of_file
@@ -79,7 +79,7 @@ def _copy_or_unzip(place: Location, start: bytes, series: Path) -> str:
     return sha256
 
 
-def _unzip(file: BinaryIO, series: Path) -> None:
+def _unzip(file: io.BufferedReader, series: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             _extract(archive, series)

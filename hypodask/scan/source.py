@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 from isal import isal_zlib
 from isal.igzip import BadGzipFile, IGzipFile
@@ -26,7 +26,7 @@ _DAMAGED: Any = (BadGzipFile, isal_zlib.error)
 
 
 @contextmanager
-def open_file(place: Location) -> Iterator[BinaryIO]:
+def open_file(place: Location) -> Iterator[io.BufferedReader]:
     """Open a file for reading; what is wrong with its path is a ScanError.
 
     Errors of the network and the disk are not changed, because a second attempt may succeed.
@@ -88,7 +88,7 @@ class Source:
     (b'voxels', True)
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self._size = _size(file)
         self._hashed = HashingReader(file)
         self._raw = io.BufferedReader(self._hashed, CHUNK_BYTES)
@@ -169,7 +169,7 @@ class Source:
         return chunk
 
 
-def _size(file: BinaryIO) -> int | None:
+def _size(file: io.BufferedIOBase) -> int | None:
     """Bytes in the file; None if that is not known without reading it."""
     if not file.seekable():
         return None
