@@ -80,7 +80,7 @@ class _Sums:
         slopes = np.linalg.solve(self.precision(ratio), products[..., None])[..., 0]
         within = self.yy - (slopes * (2 * self.xy - slopes @ self.xx)).sum(axis=-1)
         squares = within + (weights * (self.y - slopes @ self.x.T) ** 2).sum(axis=-1)
-        return slopes, squares / (self.n.sum() - slopes.shape[-1])
+        return slopes, np.asarray(squares / (self.n.sum() - slopes.shape[-1]))
 
     def deviance(self, share: Float[ndarray, "..."]) -> Float[ndarray, "..."]:
         """Minus twice the logarithm of the restricted likelihood, without its constant."""
