@@ -366,12 +366,16 @@ def _methods(ds: xr.Dataset, analysis: _Analysis) -> dict[str, Any]:
     """Label protocols, networks, versions and reference group, for the text of the methods."""
     normalized = analysis.result.dataset[_NORMALIZED].attrs if analysis.result else {}
     models = _distinct(ds, "model")
+    shipped, weights = _shipped_cards(), list(_weights(models))
+    # Weights are found by their digest. Those without a shipped card include those of a further label protocol.
+    used = {digest for _, digest in weights}
+    known = {(name, card["sha256"][:_SHOWN_DIGITS]) for card in shipped for name in (card["name"], "")}
     return {
         "protocols": _distinct(ds, "protocol"),
         "models": models,
         "versions": _distinct(ds, "version"),
-        "cards": list(_cards(models)),
-        "unknown_networks": _without_card(models),
+        "cards": [card for card in shipped if card["sha256"][:_SHOWN_DIGITS] in used],
+        "unknown_networks": sorted({f"{name} ({digest})" for name, digest in weights if (name, digest) not in known}),
         "reference": normalized.get("reference", ""),
         "reference_n": normalized.get("reference_n", 0),
         "reference_icv_ml": normalized.get("reference_mean_icv_mm3", float("nan")) / 1000,
@@ -380,18 +384,6 @@ def _methods(ds: xr.Dataset, analysis: _Analysis) -> dict[str, Any]:
 
 def _distinct(ds: xr.Dataset, name: str) -> list[str]:
     return sorted(set(ds[name].to_numpy().astype(str)) - {""}) if name in ds else []
-
-
-def _cards(models: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Model cards of the shipped networks that made these volumes, found by the digest of their weights."""
-    digests = {digest for _, digest in _weights(models)}
-    return (card for card in _shipped_cards() if card["sha256"][:_SHOWN_DIGITS] in digests)
-
-
-def _without_card(models: Iterable[str]) -> list[str]:
-    """Networks of these volumes without a shipped card, among them those of a further label protocol."""
-    known = {(name, card["sha256"][:_SHOWN_DIGITS]) for card in _shipped_cards() for name in (card["name"], "")}
-    return sorted({f"{name} ({digest})" for name, digest in _weights(models) if (name, digest) not in known})
 
 
 def _weights(models: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from scipy import ndimage
 from hypodask.core.grid import Grid, transform_points
 from hypodask.core.structures import HEAD_SIZE, MAIN, STRUCTURES, LabelTable
 from hypodask.files.location import Location
-from hypodask.report.slices import Extent, Plane, PlaneName, Slices
+from hypodask.report.slices import Plane, PlaneName, Slices
 from hypodask.storage.store import read_done, read_label_map, read_label_table, read_record, read_stored_scan
 
 _SLICES = 6
@@ -120,12 +120,15 @@ def cut_slices(
     y_mm = transform_points(slab.space_from_vox, np.stack([0 * chosen, chosen, 0 * chosen], axis=1))[:, 1]
     pixels = _pixel_centres(_FIELD_MM, 0.25)
     image_slices = [_sample(image, head, (pixels, np.array([y]), pixels))[:, 0] for y in y_mm]
+    # The extent is that of whole voxels, whose centres are at whole numbers.
+    corner = transform_points(slab.space_from_vox, np.array([-0.5, -0.5, -0.5]))
+    opposite = transform_points(slab.space_from_vox, np.array(slab.shape) - 0.5)
     return Slices(
         image=np.stack(image_slices),
         label_map=label_map[:, chosen].transpose(1, 0, 2),
         y_mm=y_mm,
         image_extent_mm=(*_FIELD_MM, *_FIELD_MM),
-        label_extent_mm=_edges(slab),
+        label_extent_mm=(float(corner[0]), float(opposite[0]), float(corner[2]), float(opposite[2])),
         labels=labels,
     )
 
@@ -180,9 +183,3 @@ def _sample(
     output = np.dtype(np.float32) if order else volume.dtype
     sampled: ndarray = ndimage.map_coordinates(volume, np.moveaxis(index, -1, 0), output=output, order=order)
     return sampled
-
-
-def _edges(slab: Grid) -> Extent:
-    corner = transform_points(slab.space_from_vox, np.array([-0.5, -0.5, -0.5]))
-    opposite = transform_points(slab.space_from_vox, np.array(slab.shape) - 0.5)
-    return (float(corner[0]), float(opposite[0]), float(corner[2]), float(opposite[2]))

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy import ndarray
 
-from hypodask.core.structures import HEAD_SIZE, MAIN, Label, LabelTable
+from hypodask.core.structures import HEAD_SIZE, MAIN, LabelTable
 from hypodask.report.figures import PLAIN_TEXT
 
 Convention = Literal["radiological", "neurological"]
@@ -253,12 +253,11 @@ def _draw_scale_bar(panel: Axes, view: Extent, length_mm: float = 10.0) -> None:
     )
 
 
-def _name(label: Label, labels: LabelTable) -> str:
-    return label.abbreviation if label.structure == labels.whole else label.structure.replace("_", " ")
-
-
 def _legend(figure: Figure, labels: LabelTable, convention: Convention, title: str) -> None:
-    keys = [Line2D([], [], color=label.colour, linewidth=1.6, label=_name(label, labels)) for label in labels]
+    keys = []
+    for label in labels:
+        name = label.abbreviation if label.structure == labels.whole else label.structure.replace("_", " ")
+        keys.append(Line2D([], [], color=label.colour, linewidth=1.6, label=name))
     figure.legend(
         handles=keys,
         loc="outside lower left",

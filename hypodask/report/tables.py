@@ -270,7 +270,8 @@ def demographics_table(demographics: pd.DataFrame) -> Table:
         ]
         rows.append((f"{name} (N = {scans})", *cells))
     tests = {row.characteristic: row for row in _rows(demographics)}
-    rows.append(("p", *(_tested(tests[name]) for name in present)))
+    tested = (tests[name] for name in present)
+    rows.append(("p", *(f"{_p(row.p)} ({_test(row.test, row.p)})" if pd.notna(row.p) else _ABSENT for row in tested)))
     return Table(("Group", *(_TABLE_1[name] for name in present)), tuple(rows))
 
 
@@ -281,10 +282,6 @@ def _characteristic(name: str, row: Any) -> str:
         return f"{row.male:.0f} / {row.female:.0f}"
     text = _mean_sd(row.mean, row.sd, 1)
     return f"{text}; {row.median:.0f} ({row.low:.0f}–{row.high:.0f})" if name == "age" else text
-
-
-def _tested(row: Any) -> str:
-    return f"{_p(row.p)} ({_test(row.test, row.p)})" if pd.notna(row.p) else _ABSENT
 
 
 def failure_table(ds: xr.Dataset) -> Table:

@@ -159,7 +159,10 @@ class Cohort:
         """
         given = table.copy() if isinstance(table, pd.DataFrame) else read_table(absolute(table))
         given = _with_paths(given.rename(columns=str).reset_index(drop=True))
-        folder = absolute(root) if root is not None else _folder_of(table)
+        if root is not None:
+            folder = absolute(root)
+        else:
+            folder = str(Path.cwd()) if isinstance(table, pd.DataFrame) else Location(table).parent.url
         paths = [join(folder, path) for path in as_text(given["path"])]
         # Checked before they become a column, since pandas cannot hold text that is not UTF-8.
         refuse(path_problems(paths), "this table")
@@ -183,12 +186,6 @@ class Cohort:
             raise CohortError("the list of files is empty; give at least one path")
         refuse(path_problems(found), "this list")
         return _from_paths(pd.DataFrame({"path": found}))
-
-
-def _folder_of(table: str | os.PathLike[str] | pd.DataFrame) -> str:
-    if isinstance(table, pd.DataFrame):
-        return str(Path.cwd())
-    return Location(table).parent.url
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy import ndarray
 
 from hypodask.core.errors import ResultsError
 from hypodask.core.structures import HEAD_SIZE, MAIN, in_order
@@ -239,12 +238,8 @@ def _mixtures(datasets: Sequence[xr.Dataset]) -> list[str]:
 def _alike(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """The datasets with the same covariates: where a dataset lacks one, text is empty and a number is NaN."""
     dtypes = {str(name): ds[name].dtype for ds in datasets for name in ds.coords if ds[name].dims == ("scan",)}
-    return [
-        ds.assign_coords({name: ("scan", _blank(dtypes[name], ds)) for name in dtypes if name not in ds.coords})
-        for ds in datasets
-    ]
-
-
-def _blank(dtype: "np.dtype[Any]", ds: xr.Dataset) -> ndarray:
-    text = dtype.kind in "UTO"
-    return np.full(ds.sizes["scan"], "" if text else np.nan)
+    alike = []
+    for ds in datasets:
+        blank = {name: "" if dtype.kind in "UTO" else np.nan for name, dtype in dtypes.items() if name not in ds.coords}
+        alike.append(ds.assign_coords({name: ("scan", np.full(ds.sizes["scan"], blank[name])) for name in blank}))
+    return alike

@@ -73,7 +73,8 @@ def assemble(cohort_table: pd.DataFrame, rows: pd.DataFrame | Iterable[Mapping[s
     check_columns(cohort_table)
     flat = rows if isinstance(rows, pd.DataFrame) else latest(flat_table(rows))
     flat = flat.reindex(cohort_table["scan"].to_numpy())
-    structures = _structures(flat.columns)
+    measured = {name.partition(".")[2] for name in flat.columns if "." in name}
+    structures = in_order({*measured, *SHIPPED})
     data = {variable.name: _values(flat, variable, structures) for variable in RESULTS}
     data["status"] = np.where(data["status"] == "", "skipped", data["status"])
     coordinates = {name: ("scan", _typed(cohort_table[name])) for name in cohort_table.columns}
@@ -272,11 +273,6 @@ def _results_problems(url: str, cohort: pd.DataFrame | None, journal: pd.DataFra
             "process the cohort again"
         )
     return problems
-
-
-def _structures(columns: Iterable[str]) -> list[str]:
-    measured = {name.partition(".")[2] for name in columns if "." in name}
-    return in_order({*measured, *SHIPPED})
 
 
 def _values(flat: pd.DataFrame, variable: Variable, structures: list[str]) -> ndarray:

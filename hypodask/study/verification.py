@@ -4,7 +4,6 @@
 """
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,7 +79,11 @@ def loose_problems(place: Location) -> list[str]:
     problems = old_results_problems(place)
     for name in results_without_manifest(place):
         problems.append(f"{name}: results without a list of digests; delete them, they are not in force")
-    for name in sorted({name.removesuffix(SEAL) for name in _sealed_files(place)}):
+    # A file with a digest beside it, or such a digest without its file, is read once, under the name of the file.
+    sealed = {name.removesuffix(SEAL) for name in place.names()} & {"report.html"}
+    for folder in ("logs", "runs"):
+        sealed |= {f"{folder}/{name.removesuffix(SEAL)}" for name in place.child(folder).names()}
+    for name in sorted(sealed):
         if TEMPORARY.fullmatch(name.rpartition("/")[2]) or _LEGACY_RECORD.fullmatch(name):
             continue
         try:
@@ -90,10 +93,3 @@ def loose_problems(place: Location) -> list[str]:
         except FileNotFoundError:
             continue
     return problems
-
-
-def _sealed_files(place: Location) -> Iterator[str]:
-    """Files with a digest beside them, and these digests."""
-    yield from (name for name in place.names() if name.removesuffix(SEAL) == "report.html")
-    for folder in ("logs", "runs"):
-        yield from (f"{folder}/{name}" for name in place.child(folder).names())

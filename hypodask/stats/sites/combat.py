@@ -134,7 +134,9 @@ def combat_of(given: SiteMoments, options: Options) -> ComBat:
     ResultsError
         As :func:`fit_combat` does.
     """
-    kept = replace(given, moments=given.moments.where(_has_estimate(given.moments)))
+    # A structure is harmonised at the sites where it has an estimate, if there are two of them.
+    estimated: ndarray = np.logical_and(given.moments.n >= FEWEST_SCANS, _varies(given.moments))
+    kept = replace(given, moments=given.moments.where(np.logical_and(estimated, estimated.sum(axis=0) >= 2)))
     _check(kept, options)
     row = given.sites.index(options.reference) if options.reference else None
     location = _locate(kept.moments, row)
@@ -161,11 +163,6 @@ def combat_of(given: SiteMoments, options: Options) -> ComBat:
 def _varies(moments: Moments) -> Bool[ndarray, "site structure"]:
     varies: ndarray = moments.yy > 1e-24 * moments.n * moments.mean_y**2
     return varies
-
-
-def _has_estimate(moments: Moments) -> Bool[ndarray, "site structure"]:
-    has: ndarray = np.logical_and(moments.n >= FEWEST_SCANS, _varies(moments))
-    return np.logical_and(has, has.sum(axis=0) >= 2)
 
 
 def _left_out(given: SiteMoments) -> dict[str, str]:
