@@ -44,7 +44,7 @@ def restored(folder: Path, state: _State) -> _State:
             return state
         wanted = _leaves(state)
         # Compared before anything is read: where shapes differ, Orbax leaves failed background tasks behind.
-        if _shapes(manager.item_metadata(step)) != _shapes(wanted):
+        if _shapes(manager.item_metadata(step).tree) != _shapes(wanted):
             raise ModelError(f"{folder} belongs to another network; delete it, or train the network it was made for")
         kept = manager.restore(step, args=ocp.args.StandardRestore(wanted))
     return cast(_State, jax.tree.unflatten(jax.tree.structure(state), [kept[name] for name in sorted(kept)]))

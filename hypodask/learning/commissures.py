@@ -82,7 +82,11 @@ def _example(
     values = gather(heads.images[head, blur].astype(jnp.float32), vox, 1).reshape(points.shape[:3])
     slices = contrast_of(keys[4], values, points, variation)
     commissures = jnp.stack([jnp.zeros(3), jnp.array([0.0, -1.0, 0.0]) * heads.acpc_distance_mm[head]])
-    return jnp.moveaxis(slices, 0, -1), _truth(points[GEOMETRY.slices // 2], commissures)
+    plane = points[GEOMETRY.slices // 2]
+    squares = ((plane[:, :, None] - commissures) ** 2).sum(axis=-1)
+    # A Gaussian about each commissure, whose sum over the plane is 1, also where the plane misses it.
+    truth = jax.nn.softmax(-squares / (2 * _TRUTH_SD_MM**2), axis=(0, 1))
+    return jnp.moveaxis(slices, 0, -1), jnp.asarray(truth)
 
 
 def _varied_points(key: PRNGKeyArray, variation: Variation) -> Float[Array, "slice y z 3"]:
@@ -94,9 +98,3 @@ def _varied_points(key: PRNGKeyArray, variation: Variation) -> Float[Array, "sli
     centre = jnp.asarray(GEOMETRY.centre_mm)
     varied = points_of(key, coarse.reshape(-1, 3) + centre, centre, variation).reshape(coarse.shape)
     return jax.image.resize(varied, (GEOMETRY.slices, j, k, 3), "linear")
-
-
-def _truth(plane_mm: Float[Array, "y z 3"], commissures_mm: Float[Array, "2 3"]) -> Float[Array, "y z 2"]:
-    """A Gaussian about each commissure, whose sum over the plane is 1, also where the plane misses it."""
-    squares = ((plane_mm[:, :, None] - commissures_mm) ** 2).sum(axis=-1)
-    return jnp.asarray(jax.nn.softmax(-squares / (2 * _TRUTH_SD_MM**2), axis=(0, 1)))

@@ -118,7 +118,7 @@ def _third_ventricle(image: Float[ndarray, "i j k"], acpc_mm: Float[ndarray, "i 
     return fluid * within
 
 
-def _halved(volume: Float[ndarray, "i j k"]) -> Float[ndarray, "i/2 j/2 k/2"]:
+def _halved(volume: Float[ndarray, "i j k"]) -> Float[ndarray, "i//2 j//2 k//2"]:
     """Mean of every two voxels along each axis: growth fields are smooth enough for voxels of twice the size."""
     i, j, k = (n // 2 for n in volume.shape)
     return volume[: 2 * i, : 2 * j, : 2 * k].reshape(i, 2, j, 2, k, 2).mean(axis=(1, 3, 5), dtype=np.float32)

@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 _WARM_UP_STEPS = 50
 """Steps over which the learning rate rises, or half of all steps where that is less."""
 
-Batch = tuple[Float[Array, "n h w slice"], Float[Array, "n h w class"]]
+Batch = tuple[Float[Array, "n *seen"], Float[Array, "n *answered"]]
+"""Inputs and their truth: slices, volumes or profiles, channels last, and a share of every class or place."""
+
 Drawer = Callable[[PRNGKeyArray], Batch]
 
 Precision = Literal["float32", "bfloat16"]

@@ -13,11 +13,11 @@ _CROSS_ENTROPY_WEIGHT = 10.0
 _JACCARD_SMOOTHING = 1e-5
 """Voxels added to both sides of the fraction, as published."""
 
-Loss = Callable[[Float[Array, "n h w class_"], Float[Array, "n h w class_"]], Float[Array, ""]]
+Loss = Callable[[Float[Array, "*n class_"], Float[Array, "*n class_"]], Float[Array, ""]]
 """From a network's logits and the true shares of the classes to what is minimised."""
 
 
-def cross_entropy(logits: Float[Array, "n h w class_"], truth: Float[Array, "n h w class_"]) -> Float[Array, ""]:
+def cross_entropy(logits: Float[Array, "*n class_"], truth: Float[Array, "*n class_"]) -> Float[Array, ""]:
     """Cross-entropy of all classes against soft labels, per pixel.
 
     A proper score: posteriors that minimise it sum to volumes that are right on average.
@@ -25,7 +25,7 @@ def cross_entropy(logits: Float[Array, "n h w class_"], truth: Float[Array, "n h
     return optax.safe_softmax_cross_entropy(logits, truth).mean()
 
 
-def segmentation_loss(logits: Float[Array, "n h w class_"], truth: Float[Array, "n h w class_"]) -> Float[Array, ""]:
+def segmentation_loss(logits: Float[Array, "*n class_"], truth: Float[Array, "*n class_"]) -> Float[Array, ""]:
     """Ten times the cross-entropy of all classes, plus one minus the soft Dice of the whole structure.
 
     Dice speeds up the first steps. By itself it makes uncertain structures too large, because its optimum is the right
@@ -35,9 +35,7 @@ def segmentation_loss(logits: Float[Array, "n h w class_"], truth: Float[Array, 
     return _CROSS_ENTROPY_WEIGHT * cross_entropy(logits, truth) + 1 - overlap.mean()
 
 
-def cross_entropy_jaccard_loss(
-    logits: Float[Array, "n h w class_"], truth: Float[Array, "n h w class_"]
-) -> Float[Array, ""]:
+def cross_entropy_jaccard_loss(logits: Float[Array, "*n class_"], truth: Float[Array, "*n class_"]) -> Float[Array, ""]:
     """What the paper's own network minimises: cross-entropy plus one minus the Jaccard index, both means over classes.
 
     Background counts as much as the structure, and soft labels are not its optimum: measure the bias of volumes that

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Key, PRNGKeyArray
 
 from hypodask.core.grid import Grid
 from hypodask.image.resampling import gather, gather_channels
@@ -75,7 +75,7 @@ def drawer(task: Task, schedule: Schedule) -> Drawer:
     """Compile the drawing of batches, one for each key."""
 
     @jax.jit
-    def of_head(head: Head, keys: PRNGKeyArray) -> Batch:
+    def of_head(head: Head, keys: Key[Array, "slice"]) -> Batch:
         examples = [_slice(task, head, key) for key in keys]
         return jnp.stack([values for values, _ in examples]), jnp.stack([truth for _, truth in examples])
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Float32, Int, Integer, PRNGKeyArray, UInt32
+from jaxtyping import Bool, Float, Float32, Int, Integer, Key, PRNGKeyArray, UInt32
 from numpy import ndarray
 from scipy import ndimage
 
@@ -151,32 +151,21 @@ def head_map(
 ) -> HeadMap:
     """Store a label map for training; ``box`` is the grid of the network, in AC-PC space."""
     inside = icv_mask(labels)
-    tissues = _without_holes(tissue_numbers(labels), inside)
+    tissues = tissue_numbers(labels)
+    of_icv = (tissues > _AIR) & (tissues <= _LAST_INSIDE)
+    # Fluid where the ICV encloses other labels, and air where its tissues lie outside of it.
+    tissues = np.where(inside & ~of_icv, _FLUID, np.where(~inside & of_icv, _AIR, tissues))
     acpc_from_vox = acpc_from_scanner @ grid.space_from_vox
     shares = _shares(tissues, acpc_from_vox, box)
     head = ndimage.find_objects((tissues > _AIR).astype(np.uint8))[0]
     acpc_from_vox = acpc_from_vox.copy()
     acpc_from_vox[:3, 3] = transform_points(acpc_from_vox, np.array([part.start for part in head]))
-    depth = _depth_mm(tissues[head], inside[head], grid.spacing_mm)
-    border = _from_other_side_mm(inside[head], grid.spacing_mm)
+    brain = inside & (tissues != _FLUID)
+    depth, border = (_from_other_side_mm(mask[head], grid.spacing_mm) for mask in (brain, inside))
     codes = tissues[head]
     for distance in (depth, border):
         codes = 256 * codes + np.minimum(distance / _DEPTH_MM, 255).astype(int)
     return HeadMap(codes.astype(np.uint32), np.linalg.inv(acpc_from_vox), shares)
-
-
-def _without_holes(tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"]) -> Int[ndarray, "i j k"]:
-    """The tissues, with fluid where the ICV encloses other labels, and air where its tissues lie outside of it."""
-    of_icv = (tissues > _AIR) & (tissues <= _LAST_INSIDE)
-    return np.where(inside & ~of_icv, _FLUID, np.where(~inside & of_icv, _AIR, tissues))
-
-
-def _depth_mm(
-    tissues: Int[ndarray, "i j k"], inside: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
-) -> Float[ndarray, "i j k"]:
-    """Distance of the brain from other voxels, and of other voxels from the brain."""
-    brain = inside & (tissues != _FLUID)
-    return _from_other_side_mm(brain, spacing_mm)
 
 
 def _from_other_side_mm(
@@ -230,7 +219,7 @@ def volume_drawer(
         return jnp.swapaxes(parts[0], 0, 1), jnp.swapaxes(parts[1], 0, 1)
 
     @jax.jit
-    def drawn(heads: Heads, keys: PRNGKeyArray) -> tuple[Array, Array]:
+    def drawn(heads: Heads, keys: Key[Array, "n"]) -> tuple[Array, Array]:
         return jax.lax.map(lambda key: example(whole(key, heads, box, variation)), keys)
 
     return lambda key: drawn(heads, jax.random.split(key, examples))
@@ -279,7 +268,8 @@ def _anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, v
         # An affine commutes with interpolation, and the net has few knots.
         matrix = heads.vox_from_acpc[number]
         vox = jnp.tensordot(matrix[:3, :3], points, axes=1) + matrix[:3, 3, None, None, None]
-        return _looked_up(heads, number, _spread_out(vox, samples))
+        shape = [len(axis) for axis in samples]
+        return _looked_up(heads, number, jnp.stack([from_knots(channel, shape) for channel in vox]))
 
     codes = codes_at(points)
     beyond = _skull_moved(keys[3], *_taken_apart(codes))
@@ -304,9 +294,9 @@ def _scan_of(key: PRNGKeyArray, heads: Heads, head: _Anatomy, samples: list[Arra
 
 
 def _taken_apart(codes: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
-    """_Tissue, depth and distance from the boundary of the ICV mask, mm.
+    """Tissue, depth and distance from the boundary of the ICV mask, mm.
 
-    >>> [float(part) for part in _taken_apart(0x02_FF_0A)]
+    >>> [float(part) for part in _taken_apart(jnp.array(0x02_FF_0A))]
     [2.0, 25.5, 1.0]
     """
     return codes >> 16, ((codes >> 8) & 0xFF) * _DEPTH_MM, (codes & 0xFF) * _DEPTH_MM
@@ -412,7 +402,7 @@ def _imaged(
     key: PRNGKeyArray,
     tissues: Int[Array, "y x z"],
     depth_mm: Float[Array, "y x z"],
-    samples_mm: Sequence[Float[Array, "n"]],
+    samples_mm: Sequence[Float[Array, "_"]],
     shares: Float[Array, "tissue"],
 ) -> Float[Array, "y x z"]:
     """Intensities of samples: a random contrast with grain, perhaps stripped or cut, scaled as a whole head is."""
@@ -486,11 +476,6 @@ def _varied(
     there = points_of(of_points, jnp.stack([x, y, z], -1).reshape(-1, 3), centre, variation, strength)
     flip = jnp.where(jax.random.bernoulli(of_flip), -1.0, 1.0)
     return (there * jnp.array([flip, 1.0, 1.0])).T.reshape(3, *knots)
-
-
-def _spread_out(net: Float[Array, "c p q r"], samples: list[Array]) -> Float[Array, "c y x z"]:
-    """Values on a coarse net over the samples, at every sample."""
-    return jnp.stack([from_knots(channel, [len(axis) for axis in samples]) for channel in net])
 
 
 def _looked_up(heads: Heads, number: Array, vox: Float[Array, "3 y x z"]) -> Int[Array, "y x z"]:

@@ -152,7 +152,7 @@ class ConvNorm(nnx.Module):
         self.norm = nnx.data(norm)
         self.activation = activation
 
-    def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w d"]:
+    def __call__(self, features: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n i j d"]:
         features = self.conv(features)
         if self.norm is not None:
             features = self.norm(features, use_running_average=not train)
@@ -359,7 +359,7 @@ def check_slices(slices: Float[Array, "n h w channel"], channels: int, size_mult
         )
 
 
-def _halve(features: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
+def _halve(features: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """2 x 2 max-pooling; as a reshape it fuses, where a window reduction does not on a CPU."""
     n, h, w, c = features.shape
     return features.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -123,7 +123,7 @@ class VolumeUNet(nnx.Module):
 
     def of_cubes(
         self, volumes: Float[Array, "n y x z channel"], *, train: bool = False
-    ) -> Float[Array, "n y/s x/s z/s s*s*s class_"]:
+    ) -> Float[Array, "n i j k voxel class_"]:
         """The same logits, still with the voxels of each cube as channels."""
         _check_volumes(volumes, self.config)
         side = self.config.space_to_depth
@@ -136,7 +136,12 @@ class VolumeUNet(nnx.Module):
             features = level(jnp.concatenate([skip, doubled], axis=-1), train=train)
         logits = _by_slice(self.classify, features)
         logits = logits.reshape(*logits.shape[:4], side**3, -1)
-        return logits if train else _one_background(logits, self.config.backgrounds)
+        if train:
+            return logits
+        # One background, with the summed probability of its classes.
+        backgrounds = self.config.backgrounds
+        together = jax.nn.logsumexp(logits[..., :backgrounds], axis=-1, keepdims=True)
+        return jnp.concatenate([together, logits[..., backgrounds:]], axis=-1)
 
 
 class _Level(nnx.Module):
@@ -203,12 +208,6 @@ def _check_volumes(volumes: Float[Array, "n y x z channel"], config: VolumeUNetC
         )
 
 
-def _one_background(logits: Float[Array, "*n class_"], backgrounds: int) -> Float[Array, "*n answer"]:
-    """Logits in which the background is one class, with the summed probability of its classes."""
-    together = jax.nn.logsumexp(logits[..., :backgrounds], axis=-1, keepdims=True)
-    return jnp.concatenate([together, logits[..., backgrounds:]], axis=-1)
-
-
 def _by_slice(layer: Callable[[Array], Array], features: Float[Array, "n y x z c"]) -> Float[Array, "n y x z d"]:
     n, y, x, z, c = features.shape
     return layer(features.reshape(n * y, x, z, c)).reshape(n, y, x, z, -1)
@@ -235,7 +234,7 @@ def _slice_after_slice(layer: Callable[[Array], Array], features: Float[Array, "
     return jnp.moveaxis(jax.lax.map(of_slice, jnp.arange(features.shape[1])), 0, 1)
 
 
-def _halve(features: Float[Array, "n y x z c"]) -> Float[Array, "n y/2 x/2 z/2 c"]:
+def _halve(features: Float[Array, "n y x z c"]) -> Float[Array, "n y//2 x//2 z//2 c"]:
     n, y, x, z, c = features.shape
     return features.reshape(n, y // 2, 2, x // 2, 2, z // 2, 2, c).max(axis=(2, 4, 6))
 
@@ -246,7 +245,9 @@ def _double(features: Float[Array, "n y x z c"]) -> Float[Array, "n 2*y 2*x 2*z 
     return cubes.reshape(n, 2 * y, 2 * x, 2 * z, c)
 
 
-def _cubes_to_depth(features: Float[Array, "n s*y s*x s*z c"], side: int) -> Float[Array, "n y x z s*s*s*c"]:
+def _cubes_to_depth(
+    features: Float[Array, "n y x z c"], side: int
+) -> Float[Array, "n y//{side} x//{side} z//{side} {side}**3*c"]:
     """Cubes of ``side`` voxels along each side as the channels of one.
 
     >>> _cubes_to_depth(jnp.arange(8.0).reshape(1, 2, 2, 2, 1), 2).ravel().tolist()
@@ -257,7 +258,9 @@ def _cubes_to_depth(features: Float[Array, "n s*y s*x s*z c"], side: int) -> Flo
     return cubes.reshape(n, y // side, x // side, z // side, side**3 * c)
 
 
-def _depth_to_cubes(features: Float[Array, "n y x z s*s*s*c"], side: int) -> Float[Array, "n s*y s*x s*z c"]:
+def _depth_to_cubes(
+    features: Float[Array, "n y x z channel"], side: int
+) -> Float[Array, "n {side}*y {side}*x {side}*z channel//{side}**3"]:
     """The inverse of :func:`_cubes_to_depth`."""
     n, y, x, z, channels = features.shape
     cubes = features.reshape(n, y, x, z, side, side, side, channels // side**3).transpose(0, 1, 4, 2, 5, 3, 6, 7)

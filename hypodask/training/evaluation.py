@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
-from numpy import ndarray
 
 from hypodask.core.errors import SegmentationError
 from hypodask.core.structures import LabelTable
@@ -49,17 +47,23 @@ def evaluate(held_out: HeldOut) -> list[dict[str, object]]:
         found, volumes_mm3 = np.zeros(segmentation.grid.shape, np.uint8), {}
     spacing_mm = network.card.geometry.spacing_mm
     as_drawn = dict(zip(table.structures, held_out.prepared.volumes_mm3, strict=True))
-    return [
-        {
-            "scan": held_out.prepared.pair.scan,
-            "fold": held_out.fold,
-            "structure": structure,
-            **_compared(np.isin(found, numbers), np.isin(drawn, numbers), spacing_mm),
-            "volume_mm3": volumes_mm3.get(structure, 0.0),
-            "manual_mm3": sum(as_drawn[label.structure] for label in table if label.index in numbers),
-        }
-        for structure, numbers in _structures_of(table).items()
-    ]
+    rows: list[dict[str, object]] = []
+    for structure, numbers in _structures_of(table).items():
+        masks = np.isin(found, numbers), np.isin(drawn, numbers)
+        distances = surface_distances(*masks, spacing_mm)
+        rows.append(
+            {
+                "scan": held_out.prepared.pair.scan,
+                "fold": held_out.fold,
+                "structure": structure,
+                "dice": dice(*masks),
+                "hd95_mm": distances.hd95_mm,
+                "mean_distance_mm": distances.mean_mm,
+                "volume_mm3": volumes_mm3.get(structure, 0.0),
+                "manual_mm3": sum(as_drawn[label.structure] for label in table if label.index in numbers),
+            }
+        )
+    return rows
 
 
 def _structures_of(table: LabelTable) -> dict[str, list[int]]:
@@ -76,13 +80,6 @@ def _structures_of(table: LabelTable) -> dict[str, list[int]]:
     }
     parts = {label.structure: [label.index] for label in table}
     return {table.whole: [label.index for label in table], **sides} | parts
-
-
-def _compared(
-    found: Bool[ndarray, "i j k"], drawn: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
-) -> dict[str, float]:
-    distances = surface_distances(found, drawn, spacing_mm)
-    return {"dice": dice(found, drawn), "hd95_mm": distances.hd95_mm, "mean_distance_mm": distances.mean_mm}
 
 
 def agreement_of(structures: pd.DataFrame) -> pd.DataFrame:

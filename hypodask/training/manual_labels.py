@@ -131,7 +131,10 @@ def check_grid(manual: ManualLabels, scan: Grid, space: str) -> None:
     """
     if space in ALIGNED_SPACES:
         return
-    apart = _apart_mm(manual.grid, scan)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in scan.shape])).reshape(3, -1).T
+    # The largest distance between voxels of one index, mm.
+    between = transform_points(manual.grid.space_from_vox - scan.space_from_vox, corners)
+    apart = float(np.linalg.norm(between, axis=1).max())
     if manual.grid.shape != scan.shape and apart < _SAME_MM:
         raise OutlineError(
             f"{manual.path}: {_shape(manual.grid)} voxels with the affine of the scan, which has {_shape(scan)}; one "
@@ -150,12 +153,6 @@ def check_grid(manual: ManualLabels, scan: Grid, space: str) -> None:
             f"{np.round(voxel).astype(int).tolist()} of {_shape(scan)}; the "
             "scan's own space is needed: it may belong to another scan, or to a template"
         )
-
-
-def _apart_mm(a: Grid, b: Grid) -> float:
-    """Largest distance between voxels of one index, mm."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in b.shape])).reshape(3, -1).T
-    return float(np.linalg.norm(transform_points(a.space_from_vox - b.space_from_vox, corners), axis=1).max())
 
 
 def _shape(grid: Grid) -> str:

@@ -96,7 +96,12 @@ def _from_bids(data: Data) -> Iterator[Pair]:
             pair = _pair_of(join(data.outlines, file), found, scans)
             label_maps[pair.scan].append(pair)
     for scan, pairs in label_maps.items():
-        yield pairs[0] if len(pairs) == 1 else _refused(pairs[0], _several(scan, pairs))
+        if len(pairs) == 1:
+            yield pairs[0]
+        else:
+            names = ", ".join(PurePosixPath(pair.labels_path).name for pair in pairs)
+            problem = f"{scan} has {len(pairs)} label maps, {names}; one is needed: choose it with [data] entities"
+            yield _refused(pairs[0], problem)
 
 
 def _pair_of(path: str, found: Mapping[str, str], scans: Mapping[tuple[str, str], list[Entry]]) -> Pair:
@@ -117,11 +122,6 @@ def _pair_of(path: str, found: Mapping[str, str], scans: Mapping[tuple[str, str]
         f"session and, of {', '.join(_TELLING)}, what tells the scan from the others"
     )
     return Pair(name, participant, session, labels_path=path, problem=problem)
-
-
-def _several(scan: str, pairs: list[Pair]) -> str:
-    names = ", ".join(PurePosixPath(pair.labels_path).name for pair in pairs)
-    return f"{scan} has {len(pairs)} label maps, {names}; one is needed: choose it with [data] entities"
 
 
 def _transform_beside(path: str, space: str) -> str:

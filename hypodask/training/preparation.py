@@ -7,6 +7,7 @@ they had, and the labels are the same.
 import io
 import json
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,19 @@ def prepare(pair: Pair, table: LabelTable, geometry: InputGeometry, folder: Path
     """
     if pair.problem:
         raise OutlineError(pair.problem)
-    path, stamp = folder / f"{pair.scan}.npz", _stamp(pair, table, geometry)
+    inputs = [input_stamp(path) for path in (pair.scan_path, pair.labels_path, pair.transform) if path]
+    stamp = sha256_of(json.dumps([asdict(pair), inputs, repr(table), repr(geometry)]).encode())
+    path = folder / f"{pair.scan}.npz"
     known = _known(path, stamp)
     if known is None:
         known = _made(pair, table, geometry) | {"stamp": np.array(stamp)}
-        _save(path, known)
+        content = io.BytesIO()
+        np.savez_compressed(content, **known)  # type: ignore[arg-type]
+        Location(path).write(content.getvalue())
     return Prepared(pair, str(path), tuple(known["volumes_mm3"].tolist()), stamp, str(known["warnings"]))
 
 
-def load_head(path: str) -> dict[str, ndarray]:
+def load_head(path: str | PathLike[str]) -> dict[str, ndarray]:
     """The arrays of a prepared subject."""
     with np.load(path) as file:
         return dict(file)
@@ -94,12 +99,6 @@ def _made(pair: Pair, table: LabelTable, geometry: InputGeometry) -> dict[str, n
     }
 
 
-def _stamp(pair: Pair, table: LabelTable, geometry: InputGeometry) -> str:
-    inputs = [input_stamp(path) for path in (pair.scan_path, pair.labels_path, pair.transform) if path]
-    asked = json.dumps([asdict(pair), inputs, repr(table), repr(geometry)])
-    return sha256_of(asked.encode())
-
-
 def _known(path: Path, stamp: str) -> dict[str, ndarray] | None:
     if not path.exists():
         return None
@@ -107,9 +106,3 @@ def _known(path: Path, stamp: str) -> dict[str, ndarray] | None:
         if str(file["stamp"]) != stamp:
             return None
         return {name: file[name] for name in ("volumes_mm3", "warnings")}
-
-
-def _save(path: Path, arrays: dict[str, ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    Location(path).write(content.getvalue())

@@ -98,7 +98,7 @@ def test_a_stored_map_knows_tissue_depth_and_place(ball):
     labels, grid = ball
     stored = head_map(labels, grid, np.eye(4), BOX)
     i, j, k = np.rint(stored.vox_from_acpc[:3, :3] @ [0.5, 0.5, 0.5] + stored.vox_from_acpc[:3, 3]).astype(int)
-    tissue, depth, border = _taken_apart(int(stored.codes[i, j, k]))
+    tissue, depth, border = _taken_apart(jnp.asarray(stored.codes[i, j, k], jnp.int32))
     assert NAMES[tissue] == "white"
     assert depth == pytest.approx(12, abs=1)
     assert border == pytest.approx(16, abs=1)
@@ -110,7 +110,7 @@ def test_holes_of_a_stored_map_are_fluid_and_islands_are_air(ball):
     labels = ball[0].copy()
     labels[24, 24, 24], labels[4, 24, 24] = 0, CSF
     stored = head_map(labels, ball[1], np.eye(4), BOX)
-    tissues, _, _ = _taken_apart(stored.codes)
+    tissues, _, _ = _taken_apart(jnp.asarray(stored.codes, jnp.int32))
     assert stored.codes.shape == (40, 40, 40)
     assert tissues[20, 20, 20] == _FLUID
     assert (tissues[0] != _FLUID).all()
@@ -182,7 +182,7 @@ def test_a_brain_that_draws_back_leaves_fluid_and_the_border_of_the_icv_where_it
 def test_a_skull_moves_through_fluid_and_what_lies_outside_as_far_in_as_out_but_through_no_brain(monkeypatch):
     monkeypatch.setattr(synthetic_heads, "_SKULL_MOVED", 1.0)
     line = jnp.array([_CORTEX, *[_FLUID] * 5, *[_BONE] * 8])
-    depth, border = jnp.array([1.0, *range(1, 14)]), jnp.array([*range(6, 0, -1), *range(1, 9)])
+    depth, border = jnp.array([1.0, *range(1, 14)]), jnp.array([*range(6, 0, -1), *range(1, 9)], float)
     widths = []
     for key in jax.random.split(jax.random.key(0), 300):
         parts = (part.reshape(1, 1, -1) for part in (line, depth, border))

@@ -10,6 +10,7 @@ from hypodask.image.intensity import intensity_window
 from hypodask.learning import teacher
 from hypodask.learning.teacher import ConsensusOptions, _teacher_window, consensus
 from hypodask.scan import Scan
+from hypodask.segmentation.published import ImportedModel
 
 ONTO = box_grid((48, 28, 28), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
 LEFT, RIGHT = (-6.0, -5.0, -6.0), (6.0, -7.0, -6.0)
@@ -17,7 +18,7 @@ RADII_MM = (3.0, 4.0, 4.0)
 MM3 = 2 * 4 / 3 * np.pi * 3 * 4 * 4
 
 
-class Threshold:
+class Threshold(ImportedModel):
     """Bright voxels belong to one subunit on the left or one on the right, by the half of the block they are in."""
 
     labels = HYPOTHALAMUS_SUBUNITS

@@ -291,6 +291,7 @@ def test_weights_come_back_from_disk_and_say_what_they_are(tmp_path, ball_card):
         .normal(size=(3, len(OFFSETS_MM), _LINES_PER_NORMAL + _LOCATION_SIZE))
         .astype(np.float32)
     )
+    inputs = jnp.asarray(inputs)
     np.testing.assert_array_equal(again(inputs), model(inputs))
     with pytest.raises(ModelError, match="segments nothing"):
         load_network(path)
