@@ -67,7 +67,7 @@ ARRAY = pydantic.GetPydanticSchema(_array_schema)
 
 
 @cache
-def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(cls: Any) -> Any:
     # Pydantic takes no options for a dataclass, but for a union, from which the dataclasses in it inherit them.
     options = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     return pydantic.TypeAdapter(cls | None, config=options)
