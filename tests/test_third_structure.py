@@ -67,8 +67,8 @@ def weights(study) -> Path:
     config = TrainingConfig(
         str(study / "trained"),
         Data("dark-midline", structure=NAME, bids=str(study), outlines=str(study / "derivatives" / "ventricles")),
-        network=Architecture(widths=(8, 8)),
-        schedule=Schedule(steps=40, heads=2, slices=4, learning_rate=0.01, average=0.9, checkpoint_every=40),
+        network=Architecture(widths=(16, 16)),
+        schedule=Schedule(steps=100, heads=2, slices=4, learning_rate=0.03, average=0.9, checkpoint_every=100),
         folds=Folds(count=0),
     )
     hypodask.train(config)

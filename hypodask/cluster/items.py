@@ -10,7 +10,7 @@ from distributed import KilledWorker
 from hypodask.cluster.connection import AnyCluster, reached_cluster
 from hypodask.cluster.networks import NetworksPlugin, registered
 from hypodask.cluster.window import KILLED, Window, completed_jobs
-from hypodask.cluster.work import persistent
+from hypodask.cluster.work import with_retries
 from hypodask.core.errors import ClusterError
 
 _Item = TypeVar("_Item")
@@ -109,5 +109,5 @@ def _answer(function: Callable[[Any], Any], numbered: _Numbered) -> Outcome[Any,
         except Exception as err:
             return Outcome(None, error=err)
 
-    answer, _ = persistent(outcome)
+    answer, _ = with_retries(outcome)
     return Outcome(None, error=answer) if isinstance(answer, OSError) else answer

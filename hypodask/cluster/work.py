@@ -52,11 +52,11 @@ def process_job(
     with ExitStack() as stack, ScanLog() as scan_log, PeakMemory() as memory:
         try:
             # Another run may have this scan. Then this run waits for it, and finds the row in the store.
-            lease, _ = persistent(lambda: stack.enter_context(held(Location(out), f"scan-{job.entry.scan}")))
+            lease, _ = with_retries(lambda: stack.enter_context(held(Location(out), f"scan-{job.entry.scan}")))
             if isinstance(lease, OSError):
                 raise lease
             with _deadlines.within(time_limit, partial(_give_up, worker, key, lease)):
-                found, attempts = persistent(lambda: _row_of(method, out, models, job))
+                found, attempts = with_retries(lambda: _row_of(method, out, models, job))
             row = failed_row(job, found) if isinstance(found, OSError) else found
             if scan_log.text:
                 try:
@@ -89,7 +89,7 @@ def _row_of(method: Method, out: str, models: Any, job: Job) -> Row:
         return failed_row(job, err)
 
 
-def persistent(call: Callable[[], _Value]) -> tuple[_Value | OSError, int]:
+def with_retries(call: Callable[[], _Value]) -> tuple[_Value | OSError, int]:
     """Make a call, and again after errors of the disk or the network: its value or the last error, and the attempts."""
     for attempt, pause in enumerate(_PAUSES, start=1):
         try:

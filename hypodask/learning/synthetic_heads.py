@@ -273,7 +273,7 @@ def _anatomy(key: PRNGKeyArray, heads: Heads, samples: list[Array], box: Grid, v
 
     codes = codes_at(points)
     beyond = _skull_moved(keys[3], *_taken_apart(codes))
-    tissues, depth, _ = _taken_apart(_brain_contracted(keys[4], codes, codes_at, points))
+    tissues, depth, _ = _taken_apart(_contract_brain(keys[4], codes, codes_at, points))
     tissues = _brain_size_varied(keys[5], _filled(beyond <= 0, tissues), depth)
     return _Anatomy(number, _table_varied(keys[6], tissues, beyond), depth, beyond)
 
@@ -290,7 +290,7 @@ def _scan_of(key: PRNGKeyArray, heads: Heads, head: _Anatomy, samples: list[Arra
     keys = jax.random.split(key, 3)
     image = _imaged(keys[0], head.tissues, head.depth_mm, samples, heads.shares[head.number])
     spread = scanner.point_spread(keys[1], samples)
-    return _scanned(keys[2], apply_along(spread, image))
+    return _scan(keys[2], apply_along(spread, image))
 
 
 def _taken_apart(codes: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
@@ -307,7 +307,7 @@ def _is_inside(tissues: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     return (tissues > _AIR) & (tissues <= _LAST_INSIDE)
 
 
-def _brain_contracted(
+def _contract_brain(
     key: PRNGKeyArray, codes: Int[Array, "y x z"], codes_at: Callable[[Array], Array], points: Float[Array, "3 p q r"]
 ) -> Int[Array, "y x z"]:
     """In some images, shrink the brain towards its centre, and fill the gap to the skull with fluid.
@@ -452,7 +452,7 @@ def _grain(key: PRNGKeyArray, inside: Bool[Array, "i j k"]) -> Float[Array, "i j
     return jnp.clip(jnp.where(inside, amount, outside) * (0.6 * fine + blobs), -0.9, 1.5)
 
 
-def _scanned(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array, "slice h w"]:
+def _scan(key: PRNGKeyArray, image: Float[Array, "slice h w"]) -> Float[Array, "slice h w"]:
     """Random faults of a scanner, in this order: gamma, bias field, ghost, Rician noise, gain.
 
     Intensities come back within 0 and ``BRIGHTEST``.

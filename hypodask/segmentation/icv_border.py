@@ -328,12 +328,12 @@ class BoundaryNetwork:
         image = self.coarse.network_image(scan, alignment)
         coarse = self.coarse.segment_image(image, quick=True)
         mask = without_holes(largest_piece(coarse.posteriors[1] > 0.5, by_corners=False))
-        inside = self.refined(image, mask, coarse.grid)
+        inside = self.refine(image, mask, coarse.grid)
         if inside is None:
             return coarse
         return Segmentation(np.stack([1 - inside, inside]), coarse.grid, self.labels)
 
-    def refined(
+    def refine(
         self, image: Float[ndarray, "x y z"], mask: Bool[ndarray, "x y z"], grid: Grid
     ) -> Float32[ndarray, "x y z"] | None:
         """Share of each voxel that lies in the ICV.

@@ -19,8 +19,8 @@ from hypodask.learning.synthetic_heads import (
     NAMES,
     SINUS,
     Whole,
-    _brain_contracted,
     _brain_size_varied,
+    _contract_brain,
     _imaged,
     _is_inside,
     _shares_of,
@@ -173,7 +173,7 @@ def test_a_brain_that_draws_back_leaves_fluid_and_the_border_of_the_icv_where_it
 
     codes = codes_at(points)
     before, *_ = _taken_apart(codes)
-    after, *_ = _taken_apart(_brain_contracted(jax.random.key(0), codes, codes_at, points))
+    after, *_ = _taken_apart(_contract_brain(jax.random.key(0), codes, codes_at, points))
     np.testing.assert_array_equal(_is_inside(after), _is_inside(before))
     brain_left = float(((after != _FLUID) & _is_inside(after)).sum() / ((before != _FLUID) & _is_inside(before)).sum())
     assert synthetic_heads._SMALLEST_BRAIN - 0.02 < brain_left < 0.98

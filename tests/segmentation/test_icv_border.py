@@ -155,31 +155,31 @@ def test_a_surface_moves_as_far_as_its_normals_say_and_unsure_ones_have_no_say(m
 def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none_is(ball_card):
     network = OfBalls(*2 * [Ensemble((), ball_card, "")])
     image = _partial_volume(beyond_ball(22.5))
-    found = network.refined(0.1 + 0.8 * image, beyond_ball(19) <= 0, GRID)
+    found = network.refine(0.1 + 0.8 * image, beyond_ball(19) <= 0, GRID)
     assert found.sum() == pytest.approx(volume_of_ball(22.5), rel=0.01)
     assert np.abs(found - image).sum() < 0.2 * 4 * np.pi * 22.5**2
-    unseen = network.refined(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID)
+    unseen = network.refine(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID)
     assert unseen.sum() == pytest.approx(volume_of_ball(19), rel=0.03)
-    assert not network.refined(image, np.zeros(GRID.shape, bool), GRID).any()
+    assert not network.refine(image, np.zeros(GRID.shape, bool), GRID).any()
 
 
 def test_a_guess_that_no_normal_crosses_stays_as_it_is(ball_card):
     network = OfBalls(*2 * [Ensemble((), ball_card, "")])
     speck = np.zeros(GRID.shape, bool)
     speck[28, 30, 32] = True
-    np.testing.assert_array_equal(network.refined(np.full(GRID.shape, 0.1), speck, GRID), speck)
+    np.testing.assert_array_equal(network.refine(np.full(GRID.shape, 0.1), speck, GRID), speck)
 
 
 def test_where_an_image_ends_the_icv_need_not_end(ball_card, monkeypatch):
     """Where half of the surroundings were removed, the guess stays; if most were, there is no border to be seen."""
     network = OfBalls(*2 * [Ensemble((), ball_card, "")])
     stripped = _partial_volume(beyond_ball(18))
-    assert network.refined(stripped, beyond_ball(20) <= 0, GRID) is None
+    assert network.refine(stripped, beyond_ball(20) <= 0, GRID) is None
     ringing = np.random.default_rng(0).uniform(0, icv_border._AIR_LEVEL, GRID.shape)
-    assert network.refined(np.maximum(stripped, ringing), beyond_ball(20) <= 0, GRID) is None
+    assert network.refine(np.maximum(stripped, ringing), beyond_ball(20) <= 0, GRID) is None
     monkeypatch.setattr(icv_border, "_STRIPPED_SHARE", 0.6)
     cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 2, stripped, 0.1 + 0.8 * stripped)
-    found = network.refined(cut, beyond_ball(20) <= 0, GRID)
+    found = network.refine(cut, beyond_ball(20) <= 0, GRID)
     for ours, wanted in ((found[:18], beyond_ball(20)[:18]), (found[34:], beyond_ball(18)[34:])):
         assert ours.sum() == pytest.approx(_partial_volume(wanted).sum(), rel=0.04)
 
@@ -275,7 +275,7 @@ def test_what_is_learnt_from_some_balls_finds_the_border_of_another(monkeypatch,
     network = BoundaryNetwork(
         Ensemble((), ball_card, ""), Ensemble((model,), replace(ball_card, architecture=small), "")
     )
-    found = network.refined(spread_dark(image_of(21.0)), beyond_ball(19) <= 0, GRID)
+    found = network.refine(spread_dark(image_of(21.0)), beyond_ball(19) <= 0, GRID)
     assert found.sum() == pytest.approx(volume_of_ball(21.0), rel=0.02)
     assert abs(volume_of_ball(19) / volume_of_ball(21.0) - 1) > 0.2
 
