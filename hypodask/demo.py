@@ -23,12 +23,12 @@ from hypodask.report.page import write_report
 from hypodask.storage.store import read_record
 from hypodask.study.cohort import Cohort
 
-SCANS = 30
+_SCANS = 30
 """The fewest scans that both groups of patients need, so that the simulated effect is found with a power of
-:data:`POWER` (:func:`plan_demo`); few enough for two cores to finish in minutes."""
+:data:`_POWER` (:func:`_plan_demo`); few enough for two cores to finish in minutes."""
 
-POWER = 0.9
-"""Probability that a comparison of the demo gives p < 0.05, whatever its seed."""
+_POWER = 0.9
+"""Probability, over all seeds, that a comparison of patients with controls gives p < 0.05."""
 
 _SD_PERCENT = 7.0
 """SD between people of one group of the hypothalamus relative to the ICV, as the demo estimates it: 6.4 % of the true
@@ -58,7 +58,7 @@ def run_demo(
     out
         Folder on this machine.
     scans
-        Scans to simulate, 30 by default: as many as :func:`plan_demo` says that the simulated effect takes.
+        Scans to simulate. The default, 30, is the fewest that find the simulated effect with a power of 90 %.
     workers
         Processes, 2 by default, for the simulation and for the run.
     seed
@@ -75,10 +75,10 @@ def run_demo(
         If the folder holds another study.
     """
     console = Console()
-    scans, workers = scans or SCANS, workers or _WORKERS
+    scans, workers = scans or _SCANS, workers or _WORKERS
     effect = f"in patients the {MAIN.name} is {EFFECT_PERCENT:g} % smaller"
     console.print(f"Simulating {scans} scans in three groups; {effect} ...")
-    console.print(_as_power(plan_demo(scans)))
+    console.print(_as_power(_plan_demo(scans)))
     bids = simulate_cohort(Path(absolute(out)) / "bids", scans, seed=seed, workers=workers)
     results = process(Cohort.from_bids(bids), out, workers=workers)
     page = write_report(out)
@@ -89,7 +89,7 @@ def run_demo(
     return results
 
 
-def plan_demo(scans: int) -> pd.DataFrame:
+def _plan_demo(scans: int) -> pd.DataFrame:
     """Find the smallest differences that a demo of so many scans finds, before any of them is simulated.
 
     The groups have the sizes that :func:`~hypodask.phantom.simulate_cohort` gives them, less one scan that may be
@@ -113,7 +113,7 @@ def plan_demo(scans: int) -> pd.DataFrame:
 
     Examples
     --------
-    >>> plan_demo(30)["detectable_percent"].round(1).tolist()
+    >>> _plan_demo(30)["detectable_percent"].round(1).tolist()
     [10.4, 11.5]
     """
     volumes: dict[str, Float[ndarray, " n"]] = {}
@@ -125,7 +125,7 @@ def plan_demo(scans: int) -> pd.DataFrame:
         volumes[name] = mean * (1 + _SD_PERCENT / 100 * middles / spread)
     groups = np.repeat(list(volumes), [len(values) for values in volumes.values()])
     ds = xr.Dataset({"volume": ("scan", np.concatenate(list(volumes.values())))}, coords={"group": ("scan", groups)})
-    plan = stats.plan_groups(ds, "volume", reference="control", power=[POWER])
+    plan = stats.plan_groups(ds, "volume", reference="control", power=[_POWER])
     return plan[plan["group_b"] == "control"].reset_index(drop=True)
 
 
@@ -134,8 +134,8 @@ def _as_power(plan: pd.DataFrame) -> str:
     found = plan.set_index("group_a")["detectable_percent"]
     if plan.empty or found.isna().any():
         return "With groups this small, it is left to chance whether a difference gives p < 0.05."
-    differences = " and ".join(f"{percent:.0f} % ({name})" for name, percent in found.items())
-    return f"Groups of this size find differences from controls of {differences} with a power of {100 * POWER:.0f} %."
+    differences = " and ".join(f"{percent:.1f} % ({name})" for name, percent in found.items())
+    return f"Groups of this size find differences from controls of {differences} with a power of {100 * _POWER:.0f} %."
 
 
 def _show(results: xr.Dataset, console: Console) -> None:
