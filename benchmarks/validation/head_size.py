@@ -167,11 +167,14 @@ def describe_errors(true_mm3: pd.DataFrame, found_mm3: pd.DataFrame) -> pd.DataF
     DataFrame
         By name of the structure or ``ratio``: ``scans``; ``bias_percent`` and ``sd_percent`` of estimated / true;
         ``r`` of the logarithm of estimated / true with that of the true ICV; ``exponent``, the slope of that
-        regression, with its 95 % interval.
+        regression, with its 95 % interval; ``relative_exponent`` of the true ratio of the main structure to the ICV,
+        beside that of head size (:class:`ErrorModel`).
     """
     logarithms = np.log(found_mm3 / true_mm3)
     logarithms["ratio"] = logarithms[MAIN.name] - logarithms[HEAD_SIZE.name]
     size = np.log(true_mm3[HEAD_SIZE.name])
+    relative = dict(zip(STRUCTURES, ErrorModel.fit(true_mm3, found_mm3).coefficients[2].tolist(), strict=True))
+    relative["ratio"] = relative[MAIN.name] - relative[HEAD_SIZE.name]
     rows = {}
     for name, errors in logarithms.items():
         line = scipy_stats.linregress(size, errors)
@@ -184,6 +187,7 @@ def describe_errors(true_mm3: pd.DataFrame, found_mm3: pd.DataFrame) -> pd.DataF
             "exponent": line.slope,
             "exponent_low": line.slope - reach,
             "exponent_high": line.slope + reach,
+            "relative_exponent": relative[str(name)],
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -314,14 +318,15 @@ def compare_studies(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def head_size_figures(table: pd.DataFrame, studies: pd.DataFrame, errors: pd.DataFrame) -> dict[str, float]:
-    """What the pages show."""
+    """What the pages show; of the few imaged studies no SD, but the largest gap."""
     imaged = table[table["seed"].isin(find_imaged(table))]
     figures: dict[str, float] = {"studies": len(SEEDS), "studies_imaged": imaged["seed"].nunique()}
     figures |= {"seed_first": SEEDS[0], "seed_last": SEEDS[-1], "seed_last_imaged": int(imaged["seed"].max())}
     refused = imaged[f"found_{MAIN.name}"].isna()
     figures |= {"scans_imaged": len(imaged), "refused": int(refused.sum()), "flagged": int(imaged["flagged"].sum())}
-    for prefix, chosen in (("", studies), ("imaged_", studies[studies["imaged"]])):
-        summary = summarize_studies(chosen).drop(columns="studies")
+    few = studies[studies["imaged"]]
+    for prefix, chosen, left_out in (("", studies, ["studies"]), ("imaged_", few, ["studies", "gap_sd_points"])):
+        summary = summarize_studies(chosen).drop(columns=left_out)
         for (method, pair), row in summary.iterrows():
             figures |= {f"{prefix}{method}_{pair}_{name}": float(value) for name, value in row.items()}
     for name, row in errors.drop(columns="scans").iterrows():

@@ -118,6 +118,7 @@ def test_errors_that_shrink_differences_are_fitted_as_such():
     model = ErrorModel.fit(true, found)
     assert model.coefficients[1:, 0] == pytest.approx([0, -0.1], abs=1e-9)
     assert np.abs(model.residuals).max() < 1e-9
+    assert describe_errors(true, found)["relative_exponent"].to_numpy() == pytest.approx([-0.1, 0, -0.1], abs=1e-9)
 
 
 def test_only_wholly_imaged_studies_count_as_imaged_and_refused_scans_count_nowhere():
