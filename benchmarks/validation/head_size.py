@@ -265,7 +265,8 @@ def load_studies(out: Path) -> pd.DataFrame:
             if not known:
                 truth = measure_truth(draw_head_map(person.seed, person.options)).volume_mm3
                 known = {"true_mm3": {name: truth[name] for name in STRUCTURES}}
-                write_scan_file(path, person, known)
+                if not read_scan_file(path, person):  # image may have measured it meanwhile
+                    write_scan_file(path, person, known)
             row = {"seed": seed, "stamp": known.get("stamp", ""), "flagged": known.get("flagged", False)}
             row |= {name: person.covariates[name] for name in ("group", "sex")}
             row |= {f"true_{name}": known["true_mm3"][name] for name in STRUCTURES}
