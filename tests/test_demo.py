@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 from rich.console import Console
+from scipy.stats import ttest_ind
 
 from hypodask import demo
 from hypodask.phantom import hypothalamus
-from hypodask.phantom.cohort import _group_sizes, simulate_cohort
-from hypodask.phantom.head import HeadOptions
+from hypodask.phantom.cohort import EFFECT_PERCENT, draw_people, group_sizes, simulate_cohort
+from hypodask.phantom.head import HeadOptions, draw_head_map
+from hypodask.phantom.truth import measure_truth
 from hypodask.storage.store import mark_done, write_record
 from hypodask.study.cohort import Cohort
 from hypodask.study.results import assemble
@@ -41,6 +43,39 @@ def results(*, bias: float = 1.0, failed: int = 0) -> xr.Dataset:
     for row in rows[30 - failed :]:
         row.update(status="failed", volume_mm3={})
     return assemble(table, rows)
+
+
+def test_the_default_demo_has_ninety_percent_power_for_its_effect_and_a_smaller_one_has_not() -> None:
+    assert (demo._plan_demo(demo._SCANS)["detectable_percent"] <= EFFECT_PERCENT).all()
+    assert (demo._plan_demo(demo._SCANS - 1)["detectable_percent"] > EFFECT_PERCENT).any()
+    assert demo._SCANS <= 40
+
+
+def test_the_planned_power_is_that_of_simulated_studies() -> None:
+    random, sizes = np.random.default_rng(3), group_sizes(demo._SCANS)
+    drawn = {
+        name: (1 if name == "control" else 1 - EFFECT_PERCENT / 100) * random.normal(1, 0.07, (4000, size - 1))
+        for name, size in sizes.items()
+    }
+    for patients in ("ALS", "PLS"):
+        assert np.mean(ttest_ind(drawn[patients], drawn["control"], axis=1).pvalue < 0.05) >= 0.9
+
+
+def test_more_scans_find_smaller_differences_and_tiny_groups_promise_nothing() -> None:
+    found = np.array([demo._plan_demo(scans)["detectable_percent"] for scans in (12, 24, 30, 60, 300)])
+    assert (np.diff(found, axis=0) < 0).all()
+    for scans in (3, 4, 9):
+        assert "left to chance" in demo._as_power(demo._plan_demo(scans))
+    assert demo._as_power(demo._plan_demo(30)).endswith("of 10.4 % (ALS) and 11.5 % (PLS) with a power of 90 %.")
+
+
+@pytest.mark.thorough
+def test_true_volumes_vary_as_the_plan_of_the_demo_supposes() -> None:
+    """Whoever changes how heads are drawn measures the spread again."""
+    people = draw_people(100, seed=77, effect_percent=0)
+    truths = [measure_truth(draw_head_map(one.seed, one.options)).volume_mm3 for one in people]
+    relative = np.array([truth["hypothalamus"] / truth["icv"] for truth in truths])
+    assert 100 * relative.std(ddof=1) / relative.mean() == pytest.approx(6.4, abs=1.0)
 
 
 def test_a_bias_is_shown_in_every_group() -> None:
@@ -105,5 +140,5 @@ def test_every_simulated_scan_is_in_the_results(
     monkeypatch.setattr(demo, "write_report", lambda out: f"{out}/report.html")
     found = demo.run_demo(str(tmp_path), scans=4, workers=1)
     assert found["status"].to_numpy().tolist() == ["failed"] * 4
-    assert pd.Series(found["group"].to_numpy()).value_counts()["ALS"] == _group_sizes(4)[1]
+    assert pd.Series(found["group"].to_numpy()).value_counts()["ALS"] == group_sizes(4)["ALS"]
     assert "report.html" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def simulate_head(seed: int, *, options: HeadOptions = DEFAULT_OPTIONS) -> tuple
     >>> bool(1.1e6 < truth.volume_mm3["icv"] < 1.9e6)
     True
     """
-    head = _draw_head_map(seed, options)
+    head = draw_head_map(seed, options)
     x, y, z = _stream(seed, "grid").uniform(*options.spacing_mm, size=3).tolist()
     grid = field_of_view(head, (x, y, z), neck=options.neck)
     image = head_image(head, grid, _draw_contrast(_stream(seed, "contrast")))
@@ -124,7 +124,8 @@ def _stream(seed: int, purpose: str) -> Generator:
     return np.random.default_rng([seed, _STREAMS.index(purpose)])
 
 
-def _draw_head_map(seed: int, options: HeadOptions) -> HeadMap:
+def draw_head_map(seed: int, options: HeadOptions) -> HeadMap:
+    """The deformation of a person's head, before any image of it is simulated."""
     pose, shape = _draw_pose(_stream(seed, "pose"), options), _stream(seed, "shape")
     # Beyond 2.5 SD a head would not be an ordinary adult's.
     icv = options.icv_mean_mm3 + options.icv_sd_mm3 * np.clip(shape.standard_normal(), -2.5, 2.5)

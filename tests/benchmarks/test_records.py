@@ -11,6 +11,7 @@ import pytest
 from benchmarks.validation import (
     alignment_accuracy,
     alignment_hard,
+    head_size,
     hypothalamus_hard,
     hypothalamus_repeat,
     hypothalamus_shrink,
@@ -98,7 +99,15 @@ def left_out():
     return intervals.left_out_figures(RANDOM.uniform(0.9, 1.1, 9))
 
 
+def head_sizes():
+    draws = {"seed": head_size.SEEDS, "group": ("control", "ALS", "PLS"), "sex": ("F", "M"), "number": range(4)}
+    volumes = [f"{kind}_{name}" for kind in ("true", "found") for name in head_size.STRUCTURES]
+    scans = table(draws, values=volumes, stamp="all", flagged=False)
+    return head_size.head_size_figures(scans, *head_size.compare_studies(scans))
+
+
 PROGRAMS = {
+    "head_size": head_sizes,
     "alignment_accuracy": accuracy,
     "alignment_repeatability": repeatability,
     "alignment_hard": hard_alignment,

@@ -18,7 +18,7 @@ from hypodask.core.errors import CohortError, ModelError
 from hypodask.core.grid import Grid, transform_points
 from hypodask.phantom import HeadOptions, Truth, hypothalamus, simulate_cohort, simulate_head, template_hypothalamus
 from hypodask.phantom.anatomy import _N_CODES, Contrast, head_codes
-from hypodask.phantom.cohort import _SCALE_SD, _draw_people, _environment_of_many, _group_sizes
+from hypodask.phantom.cohort import _SCALE_SD, _environment_of_many, draw_people, group_sizes
 from hypodask.phantom.fields import Lattice, sample
 from hypodask.phantom.hypothalamus import ATROPHY_BOX, SCALE_LIMITS, atrophy_field
 from hypodask.phantom.imaging import _model_indices, _voxel_places, field_of_view
@@ -281,12 +281,18 @@ def test_a_hypothalamus_on_turned_axes_is_a_model_error(monkeypatch: pytest.Monk
 
 
 def test_groups_follow_the_paper_and_none_is_too_small_to_test() -> None:
-    assert _group_sizes(24) == [6, 13, 3, 2]
+    assert group_sizes(30) == {"control": 9, "ALS": 12, "PLS": 9}
     for n in (3, 7, 12, 30, 564, 5000):
-        control, als, *pls = _group_sizes(n)
-        assert control + als + sum(pls) == n
-        assert min(control, als, sum(pls)) >= min(4, n // 3)
-    assert _group_sizes(100_000)[1] / 100_000 == pytest.approx(411 / 564, abs=0.001)
+        sizes = group_sizes(n)
+        assert sum(sizes.values()) == n
+        assert min(sizes.values()) >= min(8, n // 3)
+    assert group_sizes(100_000)["ALS"] / 100_000 == pytest.approx(411 / 564, abs=0.001)
+
+
+def test_the_people_of_a_study_are_its_groups_and_strata() -> None:
+    people = pd.DataFrame([person.covariates for person in draw_people(30)])
+    assert people["group"].value_counts().to_dict() == group_sizes(30)
+    assert people["subgroup"].value_counts().to_dict() == {"probable": 5, "definite": 4}
 
 
 def test_too_few_scans_for_three_groups_are_refused(tmp_path: Path) -> None:
@@ -295,7 +301,7 @@ def test_too_few_scans_for_three_groups_are_refused(tmp_path: Path) -> None:
 
 
 def test_covariates_follow_table_1_and_the_effect_is_in_the_patients() -> None:
-    people = _draw_people(3000, seed=1, effect_percent=10)
+    people = draw_people(3000, seed=1, effect_percent=10)
     table = pd.DataFrame([{**p.covariates, "scale": p.options.hypothalamus_scale} for p in people])
     means = table.groupby("group")["scale"].mean()
     assert means["ALS"] / means["control"] == pytest.approx(0.9, abs=0.01)
@@ -317,7 +323,7 @@ def test_a_simulated_study_is_a_cohort(study: Path) -> None:
 
 
 def test_every_scan_of_a_study_can_be_read_and_lies_where_it_was_made(study: Path) -> None:
-    person = _draw_people(6, seed=5, options=COARSE)[2]
+    person = draw_people(6, seed=5, options=COARSE)[2]
     made, _ = simulate_head(person.seed, options=person.options)
     path = study / person.participant_id / "anat" / f"{person.participant_id}_T1w.nii.gz"
     read = read_scan(str(path))
