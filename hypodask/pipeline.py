@@ -30,6 +30,7 @@ from hypodask.quality.intervals import volume_intervals
 from hypodask.quality.reference import reference_digest
 from hypodask.quality.score import Measures, Quality, examine, judge
 from hypodask.quality.warnings import scan_warnings
+from hypodask.scan.air import above_air
 from hypodask.scan.landmarks import Landmarks, read_landmarks
 from hypodask.scan.read import read_scan
 from hypodask.scan.scan import Scan
@@ -53,7 +54,7 @@ from hypodask.study.ids import scan_stem
 Model = str | PathLike[str] | Network
 Models = Model | Sequence[Model] | None
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 """Raised whenever the volumes of a scan, or what its row says of them, may differ with the same weights: rows of
 another version are made anew."""
 
@@ -170,6 +171,7 @@ def measure_scan(scan: Scan, networks: Sequence[Network], *, landmarks: Landmark
     if missing := {MAIN.name, HEAD_SIZE.name} - {network.task for network in networks}:
         raise ModelError(f"no network for {' and '.join(sorted(missing))} was given; load_models() adds those shipped")
     with at_stage("align"):
+        scan = above_air(scan)
         alignment = align(scan, landmarks=landmarks)
     with at_stage("segment"):
         segmentations = {network.task: network.segment(scan, alignment) for network in networks}
@@ -333,6 +335,7 @@ def _alignment_record(alignment: Alignment) -> dict[str, Any]:
         "ac_mm": alignment.ac_mm.tolist(),
         "pc_mm": alignment.pc_mm.tolist(),
         "score": alignment.score,
+        "head_size": alignment.head_size,
         "error_mm": alignment.error_mm,
         "flagged": alignment.flagged,
         "warnings": list(alignment.warnings),

@@ -199,8 +199,9 @@ def border_card(heads: int, steps: int, figures: Figures) -> ModelCard:
     card = whole_card(ICV, BOUNDARY_ARCHITECTURE, BOUNDARY_GEOMETRY, training_data, measured, task="icv-border")
     heads_measured = len({name.split()[0] for name in figures})
     again = [f"{mine}: the same weights, measured with the outlines of icv {its}" for mine, its in _MEASURED_AGAIN]
-    changes = (*again, *card.changelog)
+    sized = "0.2.0: the same weights, for heads at the size of an average adult's; the figures are those of 0.1.2"
+    changes = (sized, *again, *card.changelog)
     # One head says nothing about the variation between heads.
     return replace(
-        card, version="0.1.2", changelog=changes, volume_heads=heads_measured if heads_measured > 1 else None
+        card, version="0.2.0", changelog=changes, volume_heads=heads_measured if heads_measured > 1 else None
     )

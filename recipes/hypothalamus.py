@@ -26,7 +26,8 @@ from hypodask.networks.architectures import AnyNetwork
 from hypodask.networks.cards import ModelCard
 from hypodask.networks.unet import UNetConfig
 from hypodask.networks.weights import save_weights
-from hypodask.scan import read_scan
+from hypodask.scan.air import above_air
+from hypodask.scan.read import read_scan
 from hypodask.segmentation.network import Ensemble
 from hypodask.segmentation.published import import_hypothalamus_seg
 from hypodask.segmentation.segmentation import Segmentation
@@ -77,16 +78,26 @@ eye)."""
 
 
 def hypothalamus_head(path: Path, weights: Path, folder: Path) -> dict[str, ndarray]:
-    """Image and consensus of one scan on the training grid, and the runs' volumes; kept in ``folder``."""
+    """Image and consensus of one scan on the training grid, and the runs' volumes; kept in ``folder``.
+
+    The published network sees the head at the size of an average adult's too, so that what it learnt of sizes does not
+    enter the labels; volumes are those of the head at that size.
+    """
     kept = _kept_file(path, folder)
     if not kept.exists():
-        scan = read_scan(path)
-        pose = align(scan).acpc_from_scanner
-        found, volumes = consensus(scan, pose, import_hypothalamus_seg(weights), TRAINING_GRID)
-        truth = found.posteriors[1:].astype(np.float16)
-        image = resample(scan.data, scan.grid, TRAINING_GRID, onto_from_grid=pose, order=3)
+        scan = above_air(read_scan(path))
+        alignment = align(scan)
+        average_from_scanner = np.diag([1 / alignment.head_size] * 3 + [1.0]) @ alignment.acpc_from_scanner
+        found, volumes = consensus(scan, average_from_scanner, import_hypothalamus_seg(weights), TRAINING_GRID)
         part = kept.with_suffix(".part.npz")
-        np.savez_compressed(part, image=image, truth=truth, volumes=volumes, pose=pose)
+        np.savez_compressed(
+            part,
+            image=resample(scan.data, scan.grid, TRAINING_GRID, onto_from_grid=average_from_scanner, order=3),
+            truth=found.posteriors[1:].astype(np.float16),
+            volumes=volumes,
+            pose=alignment.acpc_from_scanner,
+            head_size=alignment.head_size,
+        )
         part.replace(kept)
     return dict(np.load(kept))
 
@@ -230,7 +241,9 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
     if len(figures) >= FEWEST_HEADS:
         parts = [figure["parts_mm3"] for figure in figures.values()]
         part_volume_sd = {part: relative_error(np.array([np.divide(*one[part]) for one in parts])) for part in parts[0]}
+    same = "the same weights, which see every head at the size of an average adult's"
     changes = (
+        f"0.5.0: {same}; the figures are those of 0.4.0",
         (
             "0.4.0: every head was left out by one member, and one whose consensus is unsure by all; slices of 3 mm as "
             "scans have them; contrasts and noise vary further"
@@ -240,7 +253,7 @@ def hypothalamus_card(heads: int, members: int, steps: int, figures: Figures) ->
     )
     return replace(
         card,
-        version="0.4.0",
+        version="0.5.0",
         members=members,
         volume_heads=len(figures) if card.relative_volume_sd else None,
         part_volume_sd=part_volume_sd,

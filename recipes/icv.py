@@ -157,11 +157,13 @@ def icv_card(heads: int, steps: int, figures: Figures, origin: ModelCard | None 
     )
     card = whole_card(ICV, _ICV_NETWORK, BOUNDARY_GEOMETRY, training_data, summary(figures, measured_on))
     learnt = "learnt from skulls that move and brains that draw back from them; cross-entropy alone"
+    same = "the same weights, which see every head at the size of an average adult's"
     changes = (
+        f"0.7.0: {same}; the figures are those of 0.6.0",
         "0.6.0: learnt from twice as many heads",
         "0.5.0: sees the whole head at once, at 1 mm, and tells venous sinuses apart",
         "0.4.0: the border of the cavity moves as far out as in; twice as many steps",
         f"0.3.0: sees 1 mm in plane; {learnt}",
         "0.2.0: learnt from maps of 1 mm in which brains of any size lie in a skull; larger network",
     )
-    return replace(card, version="0.6.0", changelog=(*changes, *card.changelog))
+    return replace(card, version="0.7.0", changelog=(*changes, *card.changelog))

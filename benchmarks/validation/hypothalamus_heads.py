@@ -23,10 +23,11 @@ from hypodask.core.errors import HypodaskError, SegmentationError
 from hypodask.core.grid import Grid, transform_points
 from hypodask.core.structures import HYPOTHALAMUS
 from hypodask.image.resampling import resample
+from hypodask.learning.training_box import training_grid
 from hypodask.scan import Scan
 from hypodask.segmentation import Network, Segmentation, load_network
 from hypodask.segmentation.volumes import LEAST_MM3, measure
-from recipes.hypothalamus import TRAINING_GRID, hypothalamus_head
+from recipes.hypothalamus import HYPOTHALAMUS_GEOMETRY, hypothalamus_head
 
 LEARNT = ("scans/*", "scans_stripped/*")
 """Heads that the recipe learns from; each must be measured with a network that did not."""
@@ -106,8 +107,10 @@ class Study:
             head=real_head(path, known(kept["pose"])),
             scan=hypodask.read_scan(path),
             image=kept["image"],
-            consensus=Segmentation(posteriors, TRAINING_GRID, HYPOTHALAMUS),
-            run_volumes_mm3=kept["volumes"],
+            consensus=Segmentation(
+                posteriors, training_grid(HYPOTHALAMUS_GEOMETRY, float(kept["head_size"])), HYPOTHALAMUS
+            ),
+            run_volumes_mm3=kept["volumes"] * float(kept["head_size"]) ** 3,
             network=load_network(self.folds.get(name, self.weights)),
             teacher=load_network(self.teacher_weights),
             held_out=name in self.folds or path.parent.name not in {pattern.split("/")[0] for pattern in LEARNT},

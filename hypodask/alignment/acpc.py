@@ -12,6 +12,7 @@ from hypodask.alignment.manual import align_to
 from hypodask.alignment.pose import Alignment
 from hypodask.core.errors import AlignmentError
 from hypodask.core.grid import Grid, transform_points
+from hypodask.scan.air import above_air
 from hypodask.scan.landmarks import Landmarks
 from hypodask.scan.scan import Scan
 
@@ -75,6 +76,8 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
     ------
     AlignmentError
         If no pose explains the image as a human head.
+    BackgroundError
+        If the intensity of air cannot be known.
     LandmarkError
         If landmarks placed by hand cannot be those of a head in this scan.
     """
@@ -84,6 +87,7 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
         except AlignmentError:
             automatic = None
         return align_to(scan, landmarks, automatic)
+    scan = above_air(scan)
     registration = register_template(scan)
     _refuse_without_head(registration, scan.source or "scan")
     pose = registration.acpc_from_scanner
@@ -101,6 +105,7 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
         score=float(registration.whole.correlation),
         flagged=bool(warnings),
         warnings=warnings,
+        head_size=registration.head_size,
         error_mm=float(np.hypot(_HELD_OUT_MM, found.spread_mm.max())),
     )
 

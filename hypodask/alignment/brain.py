@@ -76,6 +76,12 @@ class Registration(NamedTuple):
         return np.linalg.inv(np.asarray(self.whole.scanner_from_mni, float))
 
     @property
+    def head_size(self) -> float:
+        """Linear size of the brain relative to an average adult's."""
+        volume = np.linalg.det(np.asarray(self.whole.scanner_from_mni, float)[:3, :3]) / np.prod(MNI152.adult_stretch)
+        return float(np.cbrt(volume))
+
+    @property
     def right(self) -> Float[ndarray, "3"]:
         """Normal of the midsagittal plane, to the subject's right.
 

@@ -64,6 +64,7 @@ def align_to(scan: Scan, landmarks: Landmarks, automatic: Alignment | None) -> A
         pc_mm=pc,
         mni_from_scanner=automatic.mni_from_scanner if automatic else mni_from_scanner,
         score=automatic.score if automatic else float("nan"),
+        head_size=automatic.head_size if automatic else 1.0,
         flagged=False,
         source="landmarks",
     )
@@ -129,7 +130,10 @@ def _right_of(landmarks: Landmarks) -> Float[ndarray, "3"]:
 def _differences(pose: Alignment, automatic: Alignment | None) -> Iterator[str]:
     """Warnings about where the automatic pose differs."""
     if automatic is None:
-        yield "Commissures were given by hand; no automatic alignment was found that could confirm them."
+        yield (
+            "Commissures were given by hand; no automatic alignment was found that could confirm them. The size of the "
+            "head is not known, and that of an average adult's is taken."
+        )
         return
     ac, pc = (np.linalg.norm(a - b) for a, b in ((pose.ac_mm, automatic.ac_mm), (pose.pc_mm, automatic.pc_mm)))
     if max(ac, pc) > _APART_MM:

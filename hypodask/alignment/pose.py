@@ -25,6 +25,9 @@ class Alignment:
     """Whether the pose should not be trusted."""
     warnings: tuple[str, ...] = ()
     """Why it is flagged, or what else to know."""
+    head_size: float = 1.0
+    """Linear size of the brain relative to an average adult's: the cube root of the ratio of their volumes. Networks
+    see the head after it was divided by this, so that what they learnt of sizes does not enter a volume."""
     error_mm: float = float("nan")
     """Error to expect of a commissure, mm: the root mean square on heads that were not learnt from, combined with the
     spread over test-time augmentations; not-a-number for commissures placed by hand."""

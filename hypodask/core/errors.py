@@ -126,6 +126,10 @@ class ConstantImageError(IntensityError):
     """All voxels have one value."""
 
 
+class BackgroundError(IntensityError):
+    """The background cannot be told from tissue, so that the intensity of air is not known."""
+
+
 class AlignmentError(ScanError):
     """No head was found, or its pose is unclear."""
 

@@ -64,6 +64,19 @@ def consensus(
 ) -> tuple[Segmentation, Float[ndarray, "run"]]:
     """Mean posteriors of the ten subunits over many runs, on ``onto`` in AC-PC space.
 
+    Parameters
+    ----------
+    scan
+        Its air at zero (:func:`hypodask.scan.air.above_air`).
+    acpc_from_scanner
+        Pose of the head, and its scale too if the network is to see it at another size.
+    model
+        The published network.
+    onto
+        Where the posteriors are wanted, in the space that ``acpc_from_scanner`` leads to.
+    seed, options
+        How runs differ.
+
     Returns
     -------
     Segmentation

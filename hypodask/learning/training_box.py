@@ -4,11 +4,13 @@ Scans are stored on the training grid, which reaches 8 mm further than the netwo
 shifted and warped without a view of what lies beyond the grid.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float, Float32
 from numpy import ndarray
 
-from hypodask.core.grid import Grid, box_grid
+from hypodask.core.grid import Grid
 from hypodask.core.structures import Structure
 from hypodask.image.intensity import scale_by
 from hypodask.networks.cards import InputGeometry
@@ -56,13 +58,22 @@ def training_geometry(structure: Structure, *, multiple: int = 1) -> InputGeomet
         intensity="box_bright",
         slice_step=round(_SLICE_DISTANCE_MM / voxel_mm),
         centre_mm=structure.box_centre_mm,
+        frame="head_size",
     )
 
 
-def training_grid(geometry: InputGeometry) -> Grid:
-    """Where the voxels of stored scans are: the network's box with the margin around it."""
+def training_grid(geometry: InputGeometry, head_size: float = 1.0) -> Grid:
+    """Where the voxels of a stored scan are: the network's box with the margin around it.
+
+    Parameters
+    ----------
+    geometry
+        What the network sees.
+    head_size
+        Of the scan, as :class:`~hypodask.alignment.pose.Alignment` has it.
+    """
     i, j, k = (n + 2 * margin for n, margin in zip(geometry.shape, _MARGIN, strict=True))
-    return box_grid((i, j, k), geometry.spacing_mm, geometry.centre_mm)
+    return replace(geometry, shape=(i, j, k)).grid_for(head_size)
 
 
 def scaled_image(image: Float[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:

@@ -5,7 +5,7 @@ A card travels in the weights file, and lies beside it as JSON and Markdown (:mo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from hypodask.networks.volume_unet import VolumeUNetConfig
 
 _THE_CARD = "the model card"
 _CURE = "fetch the weights file again, or update hypodask, which may know a newer card"
+
+Frame = Literal["acpc", "head_size"]
+"""What the millimetres of a network's input are."""
 
 _RETIRED = {"activation": "relu", "upsampling": "nearest", "space_to_depth": 1}
 """Options of the 2D U-Net that older cards have, each with the value that still works."""
@@ -55,6 +58,9 @@ class InputGeometry:
     """Voxels from one of these slices to the next; with 0 every channel is the same slice."""
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Middle of the grid in AC-PC space, mm."""
+    frame: Frame = "acpc"
+    """Whether lengths are mm of the head (``acpc``), or mm of the head after it was scaled about its anterior
+    commissure to the size of an average adult's (``head_size``)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spacing_mm", tuple(float(s) for s in self.spacing_mm))
@@ -66,8 +72,18 @@ class InputGeometry:
 
     @property
     def grid(self) -> Grid:
-        """The grid of its voxels in AC-PC space."""
+        """The grid of its voxels in AC-PC space, for a head of average size."""
         return box_grid(self.shape, self.spacing_mm, self.centre_mm)
+
+    def grid_for(self, head_size: float) -> Grid:
+        """The grid of its voxels in the AC-PC space of one head, whose linear size relative to the average is given.
+
+        >>> InputGeometry((1.0,) * 3, (9,) * 3, 1, 1, "box_bright", frame="head_size").grid_for(1.25).extent_mm
+        (11.25, 11.25, 11.25)
+        """
+        if self.frame == "acpc":
+            return self.grid
+        return self.grid.moved(np.diag([head_size] * 3 + [1.0]), "acpc")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ module         what it does
 ``mgh``        the header of an MGH file as a ``Layout``
 ``dicom``      a DICOM series, converted to NIfTI by dcm2niix
 ``checks``     limits of what a head scan can be
+``air``        ``above_air``: takes an offset out of the intensities
 ``landmarks``  commissures that a person placed
 ``template``   the MNI152 brain that scans are aligned to
 =============  ======================================================================

@@ -76,6 +76,7 @@ BOUNDARY_GEOMETRY = InputGeometry(
     slice_axis=1,
     intensity="head_dark",
     centre_mm=tuple(_IMAGE_GRID.centre_mm.tolist()),
+    frame="head_size",
 )
 """The image that is sampled. The coarse network sees the same one, so that a scan is resampled once for both."""
 
@@ -329,9 +330,10 @@ class BoundaryNetwork:
         coarse = self.coarse.segment_image(image, quick=True)
         mask = without_holes(largest_piece(coarse.posteriors[1] > 0.5, by_corners=False))
         inside = self.refine(image, mask, coarse.grid)
+        grid = self.coarse.card.geometry.grid_for(alignment.head_size)
         if inside is None:
-            return coarse
-        return Segmentation(np.stack([1 - inside, inside]), coarse.grid, self.labels)
+            return replace(coarse, grid=grid)
+        return Segmentation(np.stack([1 - inside, inside]), grid, self.labels)
 
     def refine(
         self, image: Float[ndarray, "x y z"], mask: Bool[ndarray, "x y z"], grid: Grid

@@ -147,11 +147,12 @@ class Ensemble:
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
         """Posteriors of one scan."""
-        return self.segment_image(self.network_image(scan, alignment))
+        found = self.segment_image(self.network_image(scan, alignment))
+        return replace(found, grid=self.card.geometry.grid_for(alignment.head_size))
 
     def network_image(self, scan: Scan, alignment: Alignment) -> Float[ndarray, "x y z"]:
         """What the network sees: the scan resampled once onto the network's grid, with its intensities scaled."""
-        grid = self.card.geometry.grid
+        grid = self.card.geometry.grid_for(alignment.head_size)
         fine = max(grid.spacing_mm) < FINE_MM
         image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3 if fine else 1)
         return SCALINGS[self.card.geometry.intensity](image)

@@ -263,4 +263,6 @@ class SeedNetwork:
         """Posteriors of one scan."""
         found = self.base.segment(scan, alignment)
         image = resample(scan.data, scan.grid, found.grid, onto_from_grid=alignment.acpc_from_scanner, order=3)
-        return in_seed_protocol(found, box_bright(image))
+        # The lengths of the protocol's rules are those of a head of average size.
+        average = found.grid.moved(np.diag([1 / alignment.head_size] * 3 + [1.0]), "acpc")
+        return replace(in_seed_protocol(replace(found, grid=average), box_bright(image)), grid=found.grid)

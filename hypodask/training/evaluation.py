@@ -1,6 +1,6 @@
 """A network's segmentations of subjects that it has not learnt from, compared with the manual ones."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -38,19 +38,19 @@ def evaluate(held_out: HeldOut) -> list[dict[str, object]]:
     network = load_network(held_out.weights)
     assert isinstance(network, Ensemble)  # noqa: S101 - weights that this package wrote
     head, table = load_head(held_out.prepared.path), network.labels
-    drawn = Segmentation(with_background(seen_labels(head["truth"])), network.card.geometry.grid, table).label_map
-    segmentation = network.segment_image(seen_image(head["image"]))
+    grid = network.card.geometry.grid_for(float(head["head_size"]))
+    drawn = Segmentation(with_background(seen_labels(head["truth"])), grid, table).label_map
+    segmentation = replace(network.segment_image(seen_image(head["image"])), grid=grid)
     try:
         volumes = measure(segmentation)
         found, volumes_mm3 = volumes.cleaned.label_map, volumes.soft_mm3
     except SegmentationError:
         found, volumes_mm3 = np.zeros(segmentation.grid.shape, np.uint8), {}
-    spacing_mm = network.card.geometry.spacing_mm
     as_drawn = dict(zip(table.structures, held_out.prepared.volumes_mm3, strict=True))
     rows: list[dict[str, object]] = []
     for structure, numbers in _structures_of(table).items():
         masks = np.isin(found, numbers), np.isin(drawn, numbers)
-        distances = surface_distances(*masks, spacing_mm)
+        distances = surface_distances(*masks, grid.spacing_mm)
         rows.append(
             {
                 "scan": held_out.prepared.pair.scan,

@@ -21,6 +21,7 @@ from hypodask.files.location import Location
 from hypodask.image.resampling import resample
 from hypodask.learning.training_box import seen_labels, training_grid
 from hypodask.networks.cards import InputGeometry
+from hypodask.scan.air import above_air
 from hypodask.scan.read import read_scan
 from hypodask.storage.transforms import load_transform
 from hypodask.study.planning import input_stamp
@@ -76,7 +77,7 @@ def load_head(path: str | PathLike[str]) -> dict[str, ndarray]:
 
 def _made(pair: Pair, table: LabelTable, geometry: InputGeometry) -> dict[str, ndarray]:
     manual = ManualLabels.read(pair.labels_path, table)
-    scan = read_scan(pair.scan_path)
+    scan = above_air(read_scan(pair.scan_path))
     check_grid(manual, scan.grid, pair.space)
     alignment = align(scan)
     acpc_from_manual = alignment.acpc_from_scanner
@@ -86,15 +87,16 @@ def _made(pair: Pair, table: LabelTable, geometry: InputGeometry) -> dict[str, n
         except TransformError as err:
             raise OutlineError(f"{pair.labels_path}: {err}") from err
     check_sides(manual, acpc_from_manual)
-    grid = training_grid(geometry)
+    grid = training_grid(geometry, alignment.head_size)
     truth = soft_labels(manual, grid, acpc_from_manual)
-    check_inside(manual, seen_labels(truth), geometry.grid, acpc_from_manual)
+    check_inside(manual, seen_labels(truth), geometry.grid_for(alignment.head_size), acpc_from_manual)
     image = resample(scan.data, scan.grid, grid, onto_from_grid=alignment.acpc_from_scanner, order=3)
     return {
         "image": image,
         "truth": truth.astype(np.float16),
         "volumes_mm3": manual.volumes_mm3,
         "pose": alignment.acpc_from_scanner,
+        "head_size": np.array(alignment.head_size),
         "warnings": np.array(" ".join([*scan.warnings, *alignment.warnings])),
     }
 

@@ -26,6 +26,7 @@ def test_the_box_of_the_main_structure_is_what_the_shipped_network_sees():
         intensity="box_bright",
         slice_step=2,
         centre_mm=(0.0, -5.5, -6.0),
+        frame="head_size",
     )
     assert training_geometry(MAIN) == shipped
     _, card = load_weights(resolve_model(MAIN.network))

@@ -268,6 +268,20 @@ def elsewhere_of(network, asked):
     return run
 
 
+@pytest.mark.parametrize("size", [0.85, 1.2])
+def test_a_larger_head_has_the_posteriors_of_its_average_version_and_a_volume_by_the_cube(network, head, size):
+    sized = Ensemble(network.members, replace(CARD, geometry=replace(GEOMETRY, frame="head_size")), network.digest)
+    larger = Scan(head.stored, head.grid.moved(np.diag([size] * 3 + [1.0]), "scanner"))
+    before, after = (
+        sized.segment(head, posed(np.eye(4))),
+        sized.segment(larger, replace(posed(np.eye(4)), head_size=size)),
+    )
+    np.testing.assert_allclose(after.posteriors, before.posteriors, atol=1e-4)
+    assert after.grid.voxel_volume_mm3 == pytest.approx(size**3 * before.grid.voxel_volume_mm3)
+    unsized = network.segment(larger, replace(posed(np.eye(4)), head_size=size))
+    assert unsized.grid.spacing_mm == GEOMETRY.spacing_mm
+
+
 def test_the_heavy_step_of_a_network_may_run_elsewhere_with_the_same_result(network, head, watching):
     for one, step in (
         (network, "segment_image"),
