@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from numpy import ndarray
+from scipy import ndimage
 
 from hypodask.alignment import Alignment
 from hypodask.core.errors import ModelError
@@ -161,6 +162,32 @@ def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none
     unseen = network.refine(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID)
     assert unseen.sum() == pytest.approx(volume_of_ball(19), rel=0.03)
     assert not network.refine(image, np.zeros(GRID.shape, bool), GRID).any()
+
+
+def rough_head(seed: int) -> tuple[ndarray, ndarray]:
+    """A ball with another intensity at every place, and a guess at it that is wrong otherwise on each side."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((2, *GRID.shape)), (0, 3, 3, 3)) * 20
+    image = 0.3 + 0.5 * _partial_volume(beyond_ball(22)) + 0.1 * np.clip(noise[0], -2, 2)
+    return image.astype(np.float32), beyond_ball(21) + np.clip(noise[1], -2, 2) <= 0
+
+
+def test_the_mirror_image_of_a_head_gives_the_mirror_image_of_its_icv():
+    network = load_network("icv")
+    assert isinstance(network, BoundaryNetwork)
+    image, guess = rough_head(0)
+    found = network.refine(image, guess, GRID)
+    mirrored = network.refine(image[::-1], guess[::-1], GRID)
+    assert np.abs(found - guess).sum() > 500  # it moved
+    np.testing.assert_allclose(mirrored[::-1], found, atol=0.01)
+    assert mirrored.sum() == pytest.approx(found.sum(), rel=1e-5)
+
+
+def test_a_larger_head_on_a_grid_that_is_coarser_by_as_much_is_the_same_head():
+    network = load_network("icv")
+    assert isinstance(network, BoundaryNetwork)
+    image, guess = rough_head(1)
+    larger = box_grid(GRID.shape, (1.1, 1.1, 1.1), (0.0, 0.0, 0.0))
+    np.testing.assert_allclose(network.refine(image, guess, larger), network.refine(image, guess, GRID), atol=1e-3)
 
 
 def test_a_guess_that_no_normal_crosses_stays_as_it_is(ball_card):

@@ -9,7 +9,7 @@ from segmentations import ellipsoid, labelled
 
 from hypodask.core.errors import SegmentationError
 from hypodask.core.grid import Grid, box_grid
-from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, THIRD_VENTRICLE
 from hypodask.segmentation.volumes import clean, faces_reached, measure
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
@@ -90,6 +90,39 @@ def test_a_hole_of_less_than_one_cubic_millimetre_is_filled_and_a_larger_one_is_
     volumes = measure(labelled(GRID, HYPOTHALAMUS_SIDES, both))
     missing = 0 if filled else voxels * GRID.voxel_volume_mm3
     assert volumes.label_mm3["hypothalamus_left"] == pytest.approx(whole - missing)
+
+
+def test_no_hole_stays_in_the_icv_even_where_the_network_is_certain_of_background():
+    inside = ellipsoid(GRID, (0.0, -5.0, -6.0), (9.0, 8.0, 8.0))
+    holed = inside.copy()
+    holed[22:26, 18:22, 18:21] = 0.0
+    whole, filled = (measure(labelled(GRID, ICV, [one])) for one in (inside, holed))
+    assert filled.label_mm3 == whole.label_mm3
+    assert filled.soft_mm3["icv"] == pytest.approx(whole.soft_mm3["icv"], rel=1e-6)
+    np.testing.assert_allclose(filled.cleaned.posteriors[1], whole.cleaned.posteriors[1], atol=1e-6)
+
+
+def test_a_hole_about_which_the_network_says_nothing_gets_the_label_that_is_nearest():
+    sides = [ellipsoid(GRID, side, (4.0, 6.0, 5.0)) for side in (LEFT, RIGHT)]
+    sides = [side / 5 for side in sides for _ in range(5)]
+    upper = np.indices(GRID.shape)[2] >= 20
+    for number, share in ((0, ~upper), (4, upper)):
+        sides[number] = sides[number] * np.where(share, 4.8, 0.05)
+    where = (slice(12, 15), slice(19, 21), slice(19, 21))
+    for side in sides[:5]:
+        side[where] = 0.0
+    table = replace(THIRD_VENTRICLE, labels=HYPOTHALAMUS_SUBUNITS.labels)  # of a structure that has no holes
+    found = clean(labelled(GRID, table, sides)).label_map[where]
+    assert np.unique(found[..., 0]).tolist() == [HYPOTHALAMUS_SUBUNITS.labels[0].index]
+    assert np.unique(found[..., 1]).tolist() == [HYPOTHALAMUS_SUBUNITS.labels[4].index]
+
+
+@pytest.mark.parametrize("size", [0.92, 1.08])
+def test_volumes_grow_with_the_voxels(both, size):
+    """A larger head is shown to a network on a grid that is coarser by as much."""
+    scaled = box_grid(GRID.shape, (0.5 * size,) * 3, (0.0, -5.0, -6.0))
+    one, other = (measure(labelled(grid, HYPOTHALAMUS_SIDES, both)).soft_mm3["hypothalamus"] for grid in (GRID, scaled))
+    assert other == pytest.approx(one * size**3, rel=1e-6)
 
 
 def test_what_is_clean_stays_as_it_is(both):
