@@ -33,6 +33,11 @@ _MANUAL_POSE_MM = 0.5
 raters may be less careful."""
 
 
+_USUAL_BOUNDARY_SD_MM = 1.2
+"""How uncertain the boundary of the ICV is on a good-quality scan (``Segmentation.boundary_sd_mm``): the highest of
+seven whole heads of 0.7 to 1 mm, which have 1.02 to 1.20 mm."""
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What increases the error of the volume of one scan; by default those of a good-quality scan."""
@@ -49,6 +54,8 @@ class Conditions:
     """In units of the contrast; not-a-number counts as usual."""
     unseen: float = 0.0
     """Share of the structure that was not imaged."""
+    boundary_sd_mm: float = float("nan")
+    """How uncertain the position of the boundary is, where a network says so; not-a-number counts as usual."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def relative_error(
     noise = max(0.0, float(np.nan_to_num(conditions.noise - errors.usual_noise)))
     well_known = (
         (known_sd * _beyond(conditions.uncertainty / errors.usual_uncertainty, 1.0)) ** 2
+        + (known_sd * _beyond(conditions.boundary_sd_mm / _USUAL_BOUNDARY_SD_MM, 1.0)) ** 2
         + (errors.pose_per_mm * pose_mm) ** 2
         + (errors.per_squared_noise * noise**2) ** 2
         + (_UNSEEN_ERROR * conditions.unseen) ** 2
@@ -126,6 +134,8 @@ def volume_intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of the volumes of one scan, mm3; only where the error of the network was measured.
 
+    A volume that is not published, since its boundary was not imaged, has none.
+
     Parameters
     ----------
     networks
@@ -143,7 +153,7 @@ def volume_intervals(
         known = network.volume_error
         for name in volumes[network.task].soft_mm3:
             known_sd = known.parts.get(name, known.relative_sd if name == network.task else None)
-            if known_sd is not None:
+            if known_sd is not None and np.isfinite(volume_mm3[name]):
                 error = relative_error(known_sd, known.participants, conditions, load_reference().errors)
                 found[name] = interval(volume_mm3[name], error)
     return found
@@ -155,7 +165,7 @@ def _conditions(structure: str, volumes: Volumes, measures: Mapping[str, float])
     How much each condition matters was measured for two structures; for others only the pose is taken into account.
     """
     if structure == HEAD_SIZE.name:
-        return Conditions(unseen=measures["cavity_unseen"])
+        return Conditions(unseen=measures["cavity_unseen"], boundary_sd_mm=volumes.cleaned.boundary_sd_mm)
     if structure != MAIN.name:
         return Conditions(pose_mm=measures["alignment_error_mm"])
     members = volumes.cleaned.member_wholes

@@ -130,6 +130,20 @@ _NORMALS_PER_BATCH = 1024
 """Normals that the network sees at a time: few enough for their features to stay near the cache."""
 
 
+_UNSEEN_SD_MM = 2.0
+"""Standard deviation of the boundary on a normal outside of which nothing was imaged: that of the errors that the
+coarse masks had which the network learnt from."""
+
+
+class Refined(NamedTuple):
+    """An ICV whose surface was moved to the boundary that is seen."""
+
+    inside: Float32[ndarray, "x y z"]
+    """Share of each voxel that lies in the ICV."""
+    sd_mm: float
+    """Standard deviation of the boundary's position, root mean square over the normals."""
+
+
 class Normals(NamedTuple):
     """Lines at a right angle to a surface, in voxels of its grid."""
 
@@ -348,20 +362,23 @@ class BoundaryNetwork:
         return replace(self, coarse=self.coarse.on(part_of(elsewhere, "coarse")))
 
     def segment(self, scan: Scan, alignment: Alignment) -> Segmentation:
-        """Posteriors of one scan; if its skull was stripped, those of the coarse network."""
+        """Posteriors of one scan; if its skull was stripped, the surface of the coarse mask, which is inferred."""
         image = self.coarse.network_image(scan, alignment)
         coarse = self.coarse.segment_image(image)
         mask = smoothed(coarse.posteriors[1], _SMOOTH_COARSE_MM) > 0.5
         mask = without_holes(largest_piece(mask, by_corners=False))
-        inside = self.refine(image, mask, coarse.grid)
-        if inside is None:
-            return coarse
-        return Segmentation(np.stack([1 - inside, inside]), coarse.grid, self.labels)
+        refined = self.refine(image, mask, coarse.grid)
+        inside = _partial_volume(signed_distance(mask)) if refined is None else refined.inside
+        return Segmentation(
+            np.stack([1 - inside, inside]),
+            coarse.grid,
+            self.labels,
+            boundary_sd_mm=float("nan") if refined is None else refined.sd_mm,
+            inferred=refined is None,
+        )
 
-    def refine(
-        self, image: Float[ndarray, "x y z"], mask: Bool[ndarray, "x y z"], grid: Grid
-    ) -> Float32[ndarray, "x y z"] | None:
-        """Share of each voxel that lies in the ICV.
+    def refine(self, image: Float[ndarray, "x y z"], mask: Bool[ndarray, "x y z"], grid: Grid) -> Refined | None:
+        """The ICV, from a coarse segmentation of it.
 
         Parameters
         ----------
@@ -374,23 +391,24 @@ class BoundaryNetwork:
 
         Returns
         -------
-        ndarray or None
+        Refined or None
             None if nothing was imaged around the mask, so that there is no boundary to see.
         """
         distance = signed_distance(mask)
         voxels = surface_voxels(distance)
         normals = normals_at(distance, _some_of(voxels, len(mask)))
         if not len(normals.feet):
-            return mask.astype(np.float32)
+            return Refined(mask.astype(np.float32), float("nan"))
         lines = profiles(image, normals)
         if _is_dark_outside(lines, _AIR_LEVEL).mean() > _STRIPPED_SHARE:
             return None
         offsets, variances = self.locate_boundary(lines, location_features(normals, grid))
         # Where the image ends and below the skull base, the coarse surface stays: a certain move of 0.
-        below_skull = _feet_in_frame(normals, grid)[:, 2] < SKULL_BASE_MM
-        stays = _is_dark_outside(lines, 0.0) | below_skull
+        unseen = _is_dark_outside(lines, 0.0)
+        stays = unseen | (_feet_in_frame(normals, grid)[:, 2] < SKULL_BASE_MM)
         offsets = np.where(stays, 0.0, np.clip(offsets, -LARGEST_MOVE_MM, LARGEST_MOVE_MM))
-        return _partial_volume(_move_surface(distance, normals, offsets, np.where(stays, 0.0, variances)))
+        inside = _partial_volume(_move_surface(distance, normals, offsets, np.where(stays, 0.0, variances)))
+        return Refined(inside, float(np.sqrt(np.where(unseen, _UNSEEN_SD_MM**2, variances).mean())))
 
     def locate_boundary(
         self, lines: Float32[ndarray, "n line offset"], location: Float32[ndarray, "n 6"]

@@ -49,9 +49,12 @@ class Volumes:
     def to_publish(self) -> dict[str, float]:
         """The volumes to publish, mm3: soft ones, unless the posteriors of the label protocol are not calibrated.
 
-        The structure's record lists these protocols (``uncalibrated``); their labels are counted.
+        The structure's record lists these protocols (``uncalibrated``); their labels are counted. Where the boundary
+        was not imaged (``Segmentation.inferred``), there is nothing to publish: not-a-number.
         """
         labels = self.cleaned.labels
+        if self.cleaned.inferred:
+            return dict.fromkeys(self.soft_mm3, float("nan"))
         return self.label_mm3 if labels.protocol in structure(labels.whole).uncalibrated else self.soft_mm3
 
     def to_acpc(self, alignment: Alignment) -> Float[ndarray, "4 4"]:

@@ -45,6 +45,7 @@ def test_without_a_number_of_heads_the_interval_is_the_normal_one():
         {"pose_mm": float("nan")},
         {"noise": 0.15},
         {"unseen": 0.1},
+        {"boundary_sd_mm": 1.8},
     ],
     ids=str,
 )

@@ -160,3 +160,12 @@ def test_soft_volumes_are_published_unless_the_posteriors_of_a_protocol_are_not_
         volumes = measure(labelled(GRID, replace(HYPOTHALAMUS_SIDES, protocol=protocol), both))
         assert volumes.to_publish() == (volumes.soft_mm3 if soft else volumes.label_mm3)
     assert volumes.soft_mm3 != volumes.label_mm3
+
+
+def test_a_volume_whose_boundary_was_not_imaged_is_not_published():
+    icv = labelled(GRID, ICV, [ellipsoid(GRID, (0.0, -5.0, -6.0), (9.0, 8.0, 8.0))])
+    seen, inferred = (measure(replace(icv, inferred=one)) for one in (False, True))
+    assert seen.to_publish() == seen.soft_mm3
+    assert list(inferred.to_publish()) == ["icv"]
+    assert np.isnan(inferred.to_publish()["icv"])
+    assert inferred.soft_mm3 == seen.soft_mm3
