@@ -38,7 +38,8 @@ class Row:
 
     volume_mm3: dict[str, float] = field(default_factory=dict)
     """The volume to publish, by structure: ``soft_volume_mm3`` or, for a model whose posteriors are not
-    calibrated, ``label_volume_mm3``."""
+    calibrated, ``label_volume_mm3``. Not-a-number where the boundary was not imaged, as that of the ICV of a stripped
+    skull; ``warnings`` then say so."""
     soft_volume_mm3: dict[str, float] = field(default_factory=dict)
     """Sum of posteriors times the volume of a voxel: partial volumes count in part."""
     label_volume_mm3: dict[str, float] = field(default_factory=dict)
@@ -108,8 +109,13 @@ class Row:
         TypeError
             If they are not the values of a row.
         """
-        known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
-        return cls(**known)
+
+        def known(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: known(item) for key, item in value.items()}
+            return float("nan") if value is None else value
+
+        return cls(**{name: known(value) for name, value in values.items()})
 
 
 class MadeBy(NamedTuple):

@@ -58,7 +58,7 @@ def scan_warnings(
 def _unusual(name: str, volumes: Volumes, volume_mm3: Mapping[str, float]) -> Iterator[str]:
     """A sentence about a volume that few adults have in its label protocol."""
     low, high = STRUCTURES[name].usual_volume_mm3(volumes.cleaned.labels.protocol)
-    if not low <= volume_mm3[name] <= high:
+    if not volumes.cleaned.inferred and not low <= volume_mm3[name] <= high:
         yield f"The {_called(name)} of {volume_mm3[name]:.0f} mm3 is outside the usual {low:.0f}-{high:.0f} mm3."
 
 
@@ -97,6 +97,12 @@ def _coverage(scan: Scan, icv_map: UInt8[ndarray, "i j k"], icv: Volumes) -> Ite
     inside, data = icv_map[coarse] > 0, scan.data[coarse]
     if not inside.any():
         yield "The intracranial volume lies outside the field of view."
+        return
+    if icv.cleaned.inferred:
+        yield (
+            "The skull has been stripped: the boundary of the intracranial volume was not imaged, and no ICV is given; "
+            "its label map follows the edge of the brain mask. Measure the ICV on the scan before stripping."
+        )
         return
     around = ~ndimage.binary_dilation(inside, iterations=2)
     tissue = (data[around] > _TISSUE_LEVEL * np.median(data[inside])).sum()

@@ -1,12 +1,15 @@
-"""Label maps on other grids: the slab of the paper, and the voxels of the scan."""
+"""Label maps without islands and holes, also on other grids: the slab of the paper, and the voxels of the scan."""
 
-from math import ceil
+from math import ceil, isinf
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
+from scipy import ndimage
 
 from hypodask.core.grid import Grid, slab_grid, transform_points
+from hypodask.core.structures import LabelTable, structure
+from hypodask.image.masks import largest_piece, without_holes
 from hypodask.image.resampling import interpolate
 from hypodask.segmentation.segmentation import Segmentation, most_probable
 
@@ -16,6 +19,49 @@ _SIZE_STEP = 32
 """Posteriors are interpolated on blocks whose sizes are multiples of this: each new size has to be compiled."""
 
 
+def tidied(label_map: UInt8[ndarray, "i j k"], table: LabelTable, voxel_mm3: float) -> UInt8[ndarray, "i j k"]:
+    """A label map with one connected component of each side, and without the holes that the structure may not have.
+
+    Voxels of a component share a face, an edge or a corner. A hole is background from which no path through faces of
+    voxels leads out of the side. Holes up to ``largest_hole_mm3`` of the structure's record are filled, each voxel with
+    the label that is nearest to it on this side.
+
+    Parameters
+    ----------
+    label_map
+        Numbers of ``table``, 0 for background.
+    table
+        Labels of one structure.
+    voxel_mm3
+        Volume of a voxel.
+
+    Examples
+    --------
+    >>> from hypodask.core.structures import ICV
+    >>> shell = np.ones((5, 5, 9), np.uint8)
+    >>> shell[2, 2, 2] = 0  # a hole
+    >>> shell[:, :, 5:] = 0
+    >>> shell[0, 0, 8] = 1  # an island
+    >>> int(tidied(shell, ICV, 1.0).sum())
+    125
+    """
+    tidy = np.zeros_like(label_map)
+    most_voxels = structure(table.whole).largest_hole_mm3 / voxel_mm3
+    for side in ("left", "right", "both"):
+        if not (numbers := [label.index for label in table.of(side)]):
+            continue
+        own = largest_piece(np.isin(label_map, numbers))
+        whole = without_holes(own, most_voxels)
+        np.copyto(tidy, label_map, where=whole)
+        filled = whole & (label_map == 0)
+        if len(numbers) > 1 and filled.any():
+            nearest = ndimage.distance_transform_edt(~own, return_distances=False, return_indices=True)
+            tidy[filled] = label_map[tuple(nearest[:, filled])]
+        else:
+            tidy[filled] = numbers[0]
+    return tidy
+
+
 def label_map_on(
     segmentation: Segmentation, grid: Grid, grid_from_segmentation: Float[ndarray, "4 4"]
 ) -> UInt8[ndarray, "i j k"]:
@@ -23,6 +69,10 @@ def label_map_on(
 
     Posteriors are taken at the centres of the voxels and not averaged over the voxels: averaging would shrink
     a small structure on thick slices, while counting centres keeps its volume on average.
+
+    Between the voxels of the segmentation a narrow channel of background may close, or a bridge break. A structure
+    whose holes are all filled, as its record says, has neither islands nor holes on the other grid either
+    (:func:`tidied`).
 
     Parameters
     ----------
@@ -56,6 +106,8 @@ def label_map_on(
     part = _reached(segmentation.posteriors[0] < 0.5, vox_from_seg, grid.shape)
     if part:
         label_map[part] = _most_probable(segmentation, grid, grid_from_segmentation, part)
+        if isinf(structure(segmentation.labels.whole).largest_hole_mm3):
+            label_map[part] = tidied(label_map[part], segmentation.labels, grid.voxel_volume_mm3)
     return label_map
 
 

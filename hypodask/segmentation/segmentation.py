@@ -28,6 +28,13 @@ class Segmentation:
     label alone must be more probable, as in the published subunit network: the structure is then smaller where several
     labels meet."""
 
+    boundary_sd_mm: float = float("nan")
+    """How uncertain the position of the boundary is: the standard deviation that the network gives it, on average over
+    the boundary. Not-a-number where a network does not say."""
+    inferred: bool = False
+    """Whether the boundary was not imaged, as where the skull was stripped. The segmentation then shows what the
+    network supposes, and its volume is not published."""
+
     @cached_property
     def label_map(self) -> UInt8[ndarray, "i j k"]:
         """The most probable label of each voxel, by its number in the table."""

@@ -1,6 +1,6 @@
 """Posteriors to volumes: soft and by label count, of a structure, its sides and its subunits.
 
-Posteriors are cleaned first: islands are removed, tiny holes are filled, and posteriors far from the segmentation,
+Posteriors are cleaned first: islands are removed, holes are filled, and posteriors far from the segmentation,
 which are leaks elsewhere in the image, do not count. Volumes and label maps come from the same cleaned posteriors.
 """
 
@@ -8,20 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment.pose import Alignment
 from hypodask.core.errors import SegmentationError
 from hypodask.core.grid import Grid, transform_points
-from hypodask.core.structures import LabelTable, structure
-from hypodask.image.masks import largest_piece, without_holes
+from hypodask.core.structures import structure
+from hypodask.segmentation.label_maps import tidied
 from hypodask.segmentation.segmentation import Segmentation
 
 _REACH_MM, _REACH_VOXELS = 3.0, 1.5
 """Posteriors further than both from the segmentation, along any axis, do not count. A voxel next to the segmentation
 always does, however large voxels are."""
+
+_LEAST_SHARE = 1e-6
+"""Where all labels together have less than this in a hole, the network says nothing about which of them it is."""
 
 LEAST_MM3 = 50.0
 """A smaller segmentation is no structure but a few stray voxels."""
@@ -46,9 +49,12 @@ class Volumes:
     def to_publish(self) -> dict[str, float]:
         """The volumes to publish, mm3: soft ones, unless the posteriors of the label protocol are not calibrated.
 
-        The structure's record lists these protocols (``uncalibrated``); their labels are counted.
+        The structure's record lists these protocols (``uncalibrated``); their labels are counted. Where the boundary
+        was not imaged (``Segmentation.inferred``), there is nothing to publish: not-a-number.
         """
         labels = self.cleaned.labels
+        if self.cleaned.inferred:
+            return dict.fromkeys(self.soft_mm3, float("nan"))
         return self.label_mm3 if labels.protocol in structure(labels.whole).uncalibrated else self.soft_mm3
 
     def to_acpc(self, alignment: Alignment) -> Float[ndarray, "4 4"]:
@@ -107,10 +113,12 @@ def _with_wholes(parts: dict[str, float], whole: str) -> dict[str, float]:
 
 
 def clean(segmentation: Segmentation) -> Segmentation:
-    """The structure alone: the largest component of each side without its tiny holes, and partial volumes around it.
+    """The structure alone: the largest component of each side without its holes, and partial volumes around it.
 
-    Islands and what lies far away become background. In a hole that is filled, background is removed and the labels
-    keep their proportions. All other posteriors stay as they are.
+    Which holes are filled is told by the structure's record (:func:`~hypodask.segmentation.label_maps.tidied`). Islands
+    and what lies far away become background. In a hole that is filled, background is removed and the labels keep their
+    proportions; where the network gave them no share at all, the nearest label gets everything. All other posteriors
+    stay as they are.
 
     Examples
     --------
@@ -123,24 +131,21 @@ def clean(segmentation: Segmentation) -> Segmentation:
     512.0
     """
     found = segmentation.label_map
-    mask = _mask(found, segmentation.labels, segmentation.grid.voxel_volume_mm3)
+    tidy = tidied(found, segmentation.labels, segmentation.grid.voxel_volume_mm3)
+    mask = tidy > 0
     near = _dilated(mask, segmentation.grid.spacing_mm)
     counts = near & (mask | (found == 0))
     posteriors = np.where(counts, segmentation.posteriors, 0)
     background, labels = posteriors[0], posteriors[1:]
     filled = mask & (found == 0)
-    labels[:, filled] /= np.maximum(labels[:, filled].sum(axis=0), 1e-6)
+    shares, nearest = labels[:, filled], tidy[filled]
+    none = shares.sum(axis=0) < _LEAST_SHARE
+    for channel, label in zip(shares, segmentation.labels, strict=True):
+        channel[none] = nearest[none] == label.index
+    labels[:, filled] = shares / shares.sum(axis=0)
     np.subtract(1, labels.sum(axis=0), out=background)
     members = segmentation.member_wholes
     return replace(segmentation, posteriors=posteriors, member_wholes=None if members is None else members * counts)
-
-
-def _mask(label_map: UInt8[ndarray, "i j k"], table: LabelTable, voxel_mm3: float) -> Bool[ndarray, "i j k"]:
-    """The largest component of each side, with the holes filled that are smaller than the structure's record says."""
-    sides = [[label.index for label in table.of(side)] for side in ("left", "right", "both")]
-    components = [largest_piece(np.isin(label_map, numbers)) for numbers in sides if numbers]
-    largest_hole_mm3 = structure(table.whole).largest_hole_mm3
-    return np.any([without_holes(one, largest_hole_mm3 / voxel_mm3) for one in components], axis=0)
 
 
 def _dilated(mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> Bool[ndarray, "i j k"]:
@@ -149,7 +154,8 @@ def _dilated(mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float
     reach_mm = max(_REACH_MM, _REACH_VOXELS * max(spacing_mm))
     for axis, spacing in enumerate(spacing_mm):
         # Dilation by a box goes axis by axis, at a tenth of the cost of distances.
-        near = ndimage.maximum_filter1d(near, 1 + 2 * int(reach_mm / spacing), axis=axis, mode="constant")
+        # As many voxels on a grid that is a little finer or coarser, since a larger head has a coarser one.
+        near = ndimage.maximum_filter1d(near, 1 + 2 * round(reach_mm / spacing), axis=axis, mode="constant")
     return near.astype(bool)
 
 

@@ -56,7 +56,7 @@ class _Heads:
         if not members.any():
             raise ResultsError(
                 f"no usable ICV in the reference group {reference or 'of all scans'!r}: "
-                "check its failed and excluded scans, or choose another reference"
+                "check its failed and excluded scans and those without a skull, or choose another reference"
             )
         return cls(icv_mm3, members, float(icv_mm3[members].mean()))
 
@@ -129,9 +129,9 @@ def normalize_icv(ds: xr.Dataset, *, reference: str | None, by: str = "group") -
     Returns
     -------
     Dataset
-        With ``normalized_volume_mm3(scan, structure)``. It is NaN where a scan has no ICV, and for the ICV itself,
-        which would be the same number in every scan. Its ``attrs`` give the reference, its mean ICV and the number of
-        scans in that mean.
+        With ``normalized_volume_mm3(scan, structure)``. It is NaN where a scan has no ICV, as where the skull was
+        stripped (its ``warnings`` say so), and for the ICV itself, which would be the same number in every scan. Its
+        ``attrs`` give the reference, its mean ICV and the number of scans in that mean.
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """A row is small, plain and can be asked by name."""
 
 import json
+import math
 import pickle
 from dataclasses import fields
 
@@ -28,6 +29,14 @@ def test_an_unknown_name_is_a_key_error() -> None:
 def test_a_row_survives_the_way_from_a_worker(row: Row) -> None:
     back = pickle.loads(pickle.dumps(row))  # noqa: S301 - our own bytes
     assert json.dumps(back.as_dict()) == json.dumps(row.as_dict())
+
+
+def test_a_volume_that_is_not_a_number_comes_back_from_json_as_one() -> None:
+    """In JSON it is null, also within the volumes."""
+    row = Row.from_dict({"scan": "a", "status": "done", "quality": None, "volume_mm3": {"icv": None, "x": 2.0}})
+    assert math.isnan(row.quality)
+    assert math.isnan(row["icv"])
+    assert row["x"] == 2.0
 
 
 def test_a_row_as_a_dict_is_of_plain_values() -> None:

@@ -45,6 +45,7 @@ def test_without_a_number_of_heads_the_interval_is_the_normal_one():
         {"pose_mm": float("nan")},
         {"noise": 0.15},
         {"unseen": 0.1},
+        {"boundary_sd_mm": 2.0},
     ],
     ids=str,
 )
@@ -55,6 +56,12 @@ def test_whatever_is_worse_than_usual_widens_the_interval(worse):
 @pytest.mark.parametrize("better", [{"uncertainty": 0.3}, {"spread": 0.0}, {"noise": 0.01}], ids=str)
 def test_whatever_is_better_than_usual_does_not_narrow_it(better):
     assert sd(replace(USUAL, **better)) == pytest.approx(sd(USUAL))
+
+
+def test_the_error_is_in_proportion_to_the_uncertainty_of_a_boundary_that_a_network_tells():
+    found = [sd(replace(USUAL, boundary_sd_mm=one)) for one in (1.0, 2.0, 0.01, 0.02)]
+    assert found[1] == pytest.approx(2 * found[0])
+    assert found[2] == found[3] > 0  # but never certain
 
 
 def test_parts_of_the_error_add_up_in_quadrature():

@@ -1,5 +1,7 @@
 """Warnings: what a reader is told of a volume that few adults have."""
 
+from dataclasses import replace
+
 import numpy as np
 from segmentations import ellipsoid, labelled
 
@@ -18,9 +20,10 @@ INSIDE = ellipsoid(HEAD, (0.0, -18.0, 12.0), (64.0, 78.0, 62.0))
 SIDES = [ellipsoid(BOX, (x, -5.0, -6.0), (4.0, 6.0, 4.0)) for x in (-5.0, 5.0)]
 
 
-def warnings(hypothalamus_mm3=850.0, icv_mm3=1.5e6, *, table=HYPOTHALAMUS_SIDES):
+def warnings(hypothalamus_mm3=850.0, icv_mm3=1.5e6, *, table=HYPOTHALAMUS_SIDES, inferred=False):
     """All warnings of a flawless scan but for these volumes."""
-    volumes = {"hypothalamus": measure(labelled(BOX, table, SIDES)), "icv": measure(labelled(HEAD, ICV, [INSIDE]))}
+    icv = replace(labelled(HEAD, ICV, [INSIDE]), inferred=inferred)
+    volumes = {"hypothalamus": measure(labelled(BOX, table, SIDES)), "icv": measure(icv)}
     scan = Scan(np.full(HEAD.shape, 100, np.uint8), HEAD.moved(np.eye(4), "scanner"))
     maps = {"hypothalamus": np.zeros(HEAD.shape, np.uint8), "icv": (INSIDE > 0.5).astype(np.uint8)}
     volume_mm3 = {"hypothalamus": hypothalamus_mm3, "icv": icv_mm3, "hypothalamus_left": 1.0}
@@ -41,3 +44,9 @@ def test_what_is_usual_depends_on_the_protocol():
     assert warnings(1550.0, 1e6, table=HYPOTHALAMUS_SEED) == [
         "The ICV of 1000000 mm3 is outside the usual 1100000-2000000 mm3."
     ]
+
+
+def test_the_row_says_why_a_stripped_skull_has_no_icv():
+    (reason,) = warnings(icv_mm3=float("nan"), inferred=True)
+    assert reason.startswith("The skull has been stripped: the boundary of the intracranial volume was not imaged")
+    assert "no ICV is given" in reason

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from numpy import ndarray
+from scipy import ndimage
 
 from hypodask.alignment import Alignment
 from hypodask.core.errors import ModelError
@@ -155,19 +156,55 @@ def test_a_surface_moves_as_far_as_its_normals_say_and_unsure_ones_have_no_say(m
 def test_a_guess_moves_to_the_border_that_is_seen_and_keeps_its_place_where_none_is(ball_card):
     network = OfBalls(*2 * [Ensemble((), ball_card, "")])
     image = _partial_volume(beyond_ball(22.5))
-    found = network.refine(0.1 + 0.8 * image, beyond_ball(19) <= 0, GRID)
+    found = network.refine(0.1 + 0.8 * image, beyond_ball(19) <= 0, GRID).inside
     assert found.sum() == pytest.approx(volume_of_ball(22.5), rel=0.01)
     assert np.abs(found - image).sum() < 0.2 * 4 * np.pi * 22.5**2
-    unseen = network.refine(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID)
+    unseen = network.refine(np.full(GRID.shape, 0.1), beyond_ball(19) <= 0, GRID).inside
     assert unseen.sum() == pytest.approx(volume_of_ball(19), rel=0.03)
-    assert not network.refine(image, np.zeros(GRID.shape, bool), GRID).any()
+    assert not network.refine(image, np.zeros(GRID.shape, bool), GRID).inside.any()
+
+
+def rough_head(seed: int) -> tuple[ndarray, ndarray]:
+    """A ball with another intensity at every place, and a guess at it that is wrong otherwise on each side."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((2, *GRID.shape)), (0, 3, 3, 3)) * 20
+    image = 0.3 + 0.5 * _partial_volume(beyond_ball(22)) + 0.1 * np.clip(noise[0], -2, 2)
+    return image.astype(np.float32), beyond_ball(21) + np.clip(noise[1], -2, 2) <= 0
+
+
+def test_the_mirror_image_of_a_head_gives_the_mirror_image_of_its_icv():
+    network = load_network("icv")
+    assert isinstance(network, BoundaryNetwork)
+    image, guess = rough_head(0)
+    found = network.refine(image, guess, GRID).inside
+    mirrored = network.refine(image[::-1], guess[::-1], GRID).inside
+    assert np.abs(found - guess).sum() > 500  # it moved
+    np.testing.assert_allclose(mirrored[::-1], found, atol=0.01)
+    assert mirrored.sum() == pytest.approx(found.sum(), rel=1e-5)
+
+
+def test_the_coarse_segmentation_of_a_mirror_image_is_the_mirrored_one():
+    network = load_network("icv")
+    assert isinstance(network, BoundaryNetwork)
+    image = np.random.default_rng(0).random((64, 64, 64), np.float32)
+    found = network._coarse_posterior(image)
+    np.testing.assert_array_equal(network._coarse_posterior(image[::-1])[::-1], found)
+    assert np.abs(found[::-1] - found).max() > 1e-3  # the network itself is not symmetric
+
+
+def test_a_larger_head_on_a_grid_that_is_coarser_by_as_much_is_the_same_head():
+    network = load_network("icv")
+    assert isinstance(network, BoundaryNetwork)
+    image, guess = rough_head(1)
+    larger = box_grid(GRID.shape, (1.1, 1.1, 1.1), (0.0, 0.0, 0.0))
+    one, other = (network.refine(image, guess, grid).inside for grid in (GRID, larger))
+    np.testing.assert_allclose(other, one, atol=1e-3)
 
 
 def test_a_guess_that_no_normal_crosses_stays_as_it_is(ball_card):
     network = OfBalls(*2 * [Ensemble((), ball_card, "")])
     speck = np.zeros(GRID.shape, bool)
     speck[28, 30, 32] = True
-    np.testing.assert_array_equal(network.refine(np.full(GRID.shape, 0.1), speck, GRID), speck)
+    np.testing.assert_array_equal(network.refine(np.full(GRID.shape, 0.1), speck, GRID).inside, speck)
 
 
 def test_where_an_image_ends_the_icv_need_not_end(ball_card, monkeypatch):
@@ -179,7 +216,7 @@ def test_where_an_image_ends_the_icv_need_not_end(ball_card, monkeypatch):
     assert network.refine(np.maximum(stripped, ringing), beyond_ball(20) <= 0, GRID) is None
     monkeypatch.setattr(icv_border, "_STRIPPED_SHARE", 0.6)
     cut = np.where(np.arange(GRID.shape[0])[:, None, None] < MIDDLE[0] - 2, stripped, 0.1 + 0.8 * stripped)
-    found = network.refine(cut, beyond_ball(20) <= 0, GRID)
+    found = network.refine(cut, beyond_ball(20) <= 0, GRID).inside
     for ours, wanted in ((found[:18], beyond_ball(20)[:18]), (found[34:], beyond_ball(18)[34:])):
         assert ours.sum() == pytest.approx(_partial_volume(wanted).sum(), rel=0.04)
 
@@ -197,14 +234,30 @@ class Coarse(Ensemble):
         return Segmentation(np.stack([1 - inside, inside]), GRID, ICV, whole_first=quick)
 
 
-def test_of_a_stripped_brain_the_coarse_network_says_all(ball_card):
+def test_of_a_stripped_brain_the_coarse_network_says_all_and_that_is_inferred(ball_card):
     network = OfBalls(Coarse((), ball_card, ""), Ensemble((), ball_card, ""))
     brain = _partial_volume(beyond_ball(18))
     pose = Alignment(np.eye(4), np.zeros(3), np.array([0, -26.5, 0]), np.eye(4), score=0.7, flagged=False)
     of_stripped = network.segment(Scan(brain, replace(GRID, space="scanner")), pose)
-    assert of_stripped.posteriors[1].sum() == pytest.approx(volume_of_ball(20), rel=0.01)
+    assert of_stripped.posteriors[1].sum() == pytest.approx(volume_of_ball(20), rel=0.02)
+    assert of_stripped.inferred
     of_whole = network.segment(Scan(0.2 + 0.6 * brain, replace(GRID, space="scanner")), pose)
     assert of_whole.posteriors[1].sum() == pytest.approx(volume_of_ball(18), rel=0.1)
+    assert not of_whole.inferred
+
+
+def test_a_boundary_with_normals_that_see_nothing_or_that_disagree_with_themselves_is_less_certain(ball_card):
+    class Certain(OfBalls):
+        def locate_boundary(self, lines: ndarray, location: ndarray) -> tuple[ndarray, ndarray]:
+            return np.zeros(len(lines)), np.full(len(lines), 0.25)
+
+    certain, unsure = (kind(*2 * [Ensemble((), ball_card, "")]) for kind in (Certain, OfBalls))
+    head = 0.1 + 0.8 * _partial_volume(beyond_ball(20))
+    cut = np.where(np.arange(GRID.shape[2]) < 40, head, 0.0)
+    guess = beyond_ball(20) <= 0
+    assert certain.refine(head, guess, GRID).sd_mm == pytest.approx(0.5)
+    assert 0.5 < certain.refine(cut, guess, GRID).sd_mm < icv_border._UNSEEN_SD_MM
+    assert unsure.refine(np.full(GRID.shape, 0.1), guess, GRID).sd_mm > 100
 
 
 def test_both_shipped_networks_look_at_the_same_image():
@@ -275,7 +328,7 @@ def test_what_is_learnt_from_some_balls_finds_the_border_of_another(monkeypatch,
     network = BoundaryNetwork(
         Ensemble((), ball_card, ""), Ensemble((model,), replace(ball_card, architecture=small), "")
     )
-    found = network.refine(spread_dark(image_of(21.0)), beyond_ball(19) <= 0, GRID)
+    found = network.refine(spread_dark(image_of(21.0)), beyond_ball(19) <= 0, GRID).inside
     assert found.sum() == pytest.approx(volume_of_ball(21.0), rel=0.02)
     assert abs(volume_of_ball(19) / volume_of_ball(21.0) - 1) > 0.2
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from segmentations import ellipsoid, labelled
 
 from hypodask.core.grid import Grid, box_grid, slab_grid, transform_points
-from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
 from hypodask.segmentation import Segmentation
 from hypodask.segmentation.label_maps import label_map_on, slab_label_map
+from hypodask.segmentation.volumes import clean
 
 GRID = box_grid((48, 32, 32), (1.0, 1.0, 1.0), (0.0, -5.0, -6.0))
 RADII_MM = (8.0, 11.0, 9.0)
@@ -90,6 +92,30 @@ def test_a_scan_that_does_not_hold_the_structure_gets_an_empty_map(away_mm):
 def test_a_segmentation_that_found_nothing_gives_an_empty_map():
     nothing = labelled(GRID, HYPOTHALAMUS_SIDES, [np.zeros(GRID.shape)] * 2)
     assert not label_map_on(nothing, GRID, np.eye(4)).any()
+
+
+def enclosed(mask):
+    """Voxels of background from which no path through faces leads out."""
+    return np.count_nonzero(ndimage.binary_fill_holes(np.pad(mask, 1)) & ~np.pad(mask, 1))
+
+
+@pytest.mark.parametrize("angle_deg", [0.0, 10.0, 33.0])
+@pytest.mark.parametrize("spacing", [(0.7, 0.9, 1.2), (1.3, 1.3, 1.3), (0.9, 0.9, 3.0)])
+def test_a_structure_without_holes_has_none_on_any_scan_and_is_one_piece(angle_deg, spacing):
+    """Tunnels that are open between the voxels of the segmentation close between those of the scan."""
+    random = np.random.default_rng(0)
+    ball = ellipsoid(GRID, (0.0, -5.0, -6.0), (14.0, 13.0, 13.0))
+    rough = np.clip(ball + ndimage.gaussian_filter(random.standard_normal(GRID.shape), 0.8) * 1.5, 0, 1)
+    posterior = np.where(ball > 0.2, rough, 0).astype(np.float32)
+    scanner_from_acpc = turned((angle_deg, 0, angle_deg))
+    grid = scan_grid([0, 1, 2], (False,) * 3, spacing, scanner_from_acpc)
+    rules = {}
+    for table in (ICV, HYPOTHALAMUS_SIDES):
+        posteriors = [posterior] if len(table) == 1 else [posterior, np.zeros_like(posterior)]
+        mask = label_map_on(clean(labelled(GRID, table, posteriors)), grid, scanner_from_acpc) > 0
+        rules[table.whole] = enclosed(mask), ndimage.label(mask, np.ones((3, 3, 3)))[1]
+    assert rules["icv"] == (0, 1)
+    assert rules["hypothalamus"] != (0, 1)  # the test can fail
 
 
 def test_labels_carry_the_numbers_of_their_table():

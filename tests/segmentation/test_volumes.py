@@ -9,7 +9,7 @@ from segmentations import ellipsoid, labelled
 
 from hypodask.core.errors import SegmentationError
 from hypodask.core.grid import Grid, box_grid
-from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV
+from hypodask.core.structures import HYPOTHALAMUS_SIDES, HYPOTHALAMUS_SUBUNITS, ICV, THIRD_VENTRICLE
 from hypodask.segmentation.volumes import clean, faces_reached, measure
 
 GRID = box_grid((48, 40, 40), (0.5, 0.5, 0.5), (0.0, -5.0, -6.0))
@@ -92,6 +92,39 @@ def test_a_hole_of_less_than_one_cubic_millimetre_is_filled_and_a_larger_one_is_
     assert volumes.label_mm3["hypothalamus_left"] == pytest.approx(whole - missing)
 
 
+def test_no_hole_stays_in_the_icv_even_where_the_network_is_certain_of_background():
+    inside = ellipsoid(GRID, (0.0, -5.0, -6.0), (9.0, 8.0, 8.0))
+    holed = inside.copy()
+    holed[22:26, 18:22, 18:21] = 0.0
+    whole, filled = (measure(labelled(GRID, ICV, [one])) for one in (inside, holed))
+    assert filled.label_mm3 == whole.label_mm3
+    assert filled.soft_mm3["icv"] == pytest.approx(whole.soft_mm3["icv"], rel=1e-6)
+    np.testing.assert_allclose(filled.cleaned.posteriors[1], whole.cleaned.posteriors[1], atol=1e-6)
+
+
+def test_a_hole_about_which_the_network_says_nothing_gets_the_label_that_is_nearest():
+    sides = [ellipsoid(GRID, side, (4.0, 6.0, 5.0)) for side in (LEFT, RIGHT)]
+    sides = [side / 5 for side in sides for _ in range(5)]
+    upper = np.indices(GRID.shape)[2] >= 20
+    for number, share in ((0, ~upper), (4, upper)):
+        sides[number] = sides[number] * np.where(share, 4.8, 0.05)
+    where = (slice(12, 15), slice(19, 21), slice(19, 21))
+    for side in sides[:5]:
+        side[where] = 0.0
+    table = replace(THIRD_VENTRICLE, labels=HYPOTHALAMUS_SUBUNITS.labels)  # of a structure that has no holes
+    found = clean(labelled(GRID, table, sides)).label_map[where]
+    assert np.unique(found[..., 0]).tolist() == [HYPOTHALAMUS_SUBUNITS.labels[0].index]
+    assert np.unique(found[..., 1]).tolist() == [HYPOTHALAMUS_SUBUNITS.labels[4].index]
+
+
+@pytest.mark.parametrize("size", [0.92, 1.08])
+def test_volumes_grow_with_the_voxels(both, size):
+    """A larger head is shown to a network on a grid that is coarser by as much."""
+    scaled = box_grid(GRID.shape, (0.5 * size,) * 3, (0.0, -5.0, -6.0))
+    one, other = (measure(labelled(grid, HYPOTHALAMUS_SIDES, both)).soft_mm3["hypothalamus"] for grid in (GRID, scaled))
+    assert other == pytest.approx(one * size**3, rel=1e-6)
+
+
 def test_what_is_clean_stays_as_it_is(both):
     both[0] = both[0] + ellipsoid(GRID, (-11.0, 4.0, 3.0), (1.5, 1.5, 1.5))
     once = clean(labelled(GRID, HYPOTHALAMUS_SIDES, both))
@@ -127,3 +160,12 @@ def test_soft_volumes_are_published_unless_the_posteriors_of_a_protocol_are_not_
         volumes = measure(labelled(GRID, replace(HYPOTHALAMUS_SIDES, protocol=protocol), both))
         assert volumes.to_publish() == (volumes.soft_mm3 if soft else volumes.label_mm3)
     assert volumes.soft_mm3 != volumes.label_mm3
+
+
+def test_a_volume_whose_boundary_was_not_imaged_is_not_published():
+    icv = labelled(GRID, ICV, [ellipsoid(GRID, (0.0, -5.0, -6.0), (9.0, 8.0, 8.0))])
+    seen, inferred = (measure(replace(icv, inferred=one)) for one in (False, True))
+    assert seen.to_publish() == seen.soft_mm3
+    assert list(inferred.to_publish()) == ["icv"]
+    assert np.isnan(inferred.to_publish()["icv"])
+    assert inferred.soft_mm3 == seen.soft_mm3
