@@ -159,7 +159,7 @@ def figures_of(rows: pd.DataFrame) -> dict[str, float]:
     figures: dict[str, float] = {}
     for group in GROUPS:
         part = rows[rows["change"].map(lambda name, group=group: CHANGES[name].group == group)]
-        stem = f"resampled_{group}" if group[0].isdigit() else group.replace("-", "_")
+        stem = group.replace("-", "_")
         figures |= {f"{stem}_{name}": float(value) for name, value in _summary(part).items()} if len(part) else {}
     table = exponents(rows)
     for name in ("hypothalamus", "icv"):

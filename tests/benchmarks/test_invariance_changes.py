@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from benchmarks.validation import invariance
+import hypodask
+from benchmarks.validation import invariance, invariance_outcome
 from benchmarks.validation.invariance_changes import CHANGES, SIZES, UNCHANGED, Change, Subject
 from benchmarks.validation.invariance_outcome import DONE, FLAGGED, REFUSED, Outcome, compared, new_sentences
-from hypodask import Scan
+from hypodask import Scan, errors
 from hypodask.core.grid import box_grid, transform_points
 
 OF_INTENSITIES = {"offset", "z-scored", "centred", "gamma", "noise", "coil", "shaded", "stripped", "stripped-3mm"}
@@ -222,6 +223,36 @@ def test_a_second_call_does_only_what_is_missing(tmp_path):
     invariance.append(table, done)
     (task,) = invariance.tasks_left(paths, names, table, alignment_only=False)
     assert (task.path, task.changes) == (str(paths[0]), ("padded-1",))
+
+
+def test_each_change_of_a_scan_gets_a_row(head_file, monkeypatch):
+    path = head_file()
+    monkeypatch.setattr(invariance_outcome, "_networks", tuple)
+    monkeypatch.setattr(invariance_outcome, "outcome_of", lambda scan, networks: BEFORE)
+    task = invariance_outcome.Task(str(path), "scans", (UNCHANGED, "padded-1", "stripped"))
+    rows = list(invariance_outcome.rows_of(task))
+    assert [(row["change"], row["status"], row["held"]) for row in rows] == [
+        (UNCHANGED, DONE, ""),
+        ("padded-1", DONE, "yes"),
+        ("stripped", "skipped", ""),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_refused_row(tmp_path):
+    task = invariance_outcome.Task(str(tmp_path / "absent.nii.gz"), "scans", (UNCHANGED, "padded-1"), True)
+    (row,) = invariance_outcome.rows_of(task)
+    assert (row["status"], row["held"]) == (REFUSED, "")
+
+
+def test_a_scan_that_is_refused_says_why_and_one_that_crashes_too(monkeypatch):
+    for error, status in ((errors.AlignmentError("no head"), REFUSED), (ZeroDivisionError("division"), "crashed")):
+
+        def fail(scan, error=error):
+            raise error
+
+        monkeypatch.setattr(hypodask, "align", fail)
+        outcome = invariance_outcome.outcome_of(ball().scan, None)
+        assert (outcome.status, outcome.reason) == (status, f"{type(error).__name__}: {error}")
 
 
 def test_changes_are_chosen_by_name_or_by_group():
