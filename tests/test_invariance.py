@@ -3,8 +3,10 @@
 ``benchmarks/validation/invariance.py`` makes the same changes to real scans, and more of them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,19 +49,35 @@ def after(head: Head, name: str) -> dict[str, object]:
     return compared(change, head.subject.scan.grid, head.outcome, outcome)
 
 
-def is_being_mended(name: str, reason: str):
-    """A goal that is not reached yet."""
-    return pytest.param(name, marks=pytest.mark.xfail(reason=reason, strict=False))
+MENDED_SOON = {
+    "offset": "an offset of the intensities shifts what is taken for white matter",
+    "z-scored": "an offset of the intensities shifts what is taken for white matter",
+    "centred": "an offset of the intensities shifts what is taken for white matter",
+    "padded": "the search for the head depends on where its grid begins",
+    "coil": "a surface coil's shading hides the head from the search",
+    "shaded": "smooth shading changes what is taken for white matter",
+    "stripped": "the ICV follows the edge of the mask",
+    "stripped-3mm": "the ICV follows the edge of the mask",
+    "gamma": "the networks see another contrast",
+}
+"""Goals by group that are not reached on all scans yet, and why."""
 
 
-@pytest.mark.parametrize("name", ["16-bit", "axes-kij-i", "mirrored", "padded-2", "offset-0.25"])
+def cases(names: Iterable[str]) -> list[Any]:
+    """Changes to test, goals that are not reached yet marked as such."""
+    reasons = {name: MENDED_SOON.get(CHANGES[name].group) for name in names}
+    marks = {name: [pytest.mark.xfail(reason=why, strict=False)] if why else [] for name, why in reasons.items()}
+    return [pytest.param(name, marks=marks[name]) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(["mirrored", "axes-kij-i", "padded-2", "offset-0.25"]))
 def test_what_must_not_matter_does_not(name, head):
     row = after(head, name)
     assert row["held"] == "yes", row
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in CHANGES if not name.startswith(("size", "unchanged"))])
+@pytest.mark.parametrize("name", cases([name for name in CHANGES if not name.startswith(("size", "unchanged"))]))
 def test_nothing_that_must_not_matter_does(name, head):
     row = after(head, name)
     assert row["held"] == "yes", row
@@ -72,6 +90,7 @@ def test_a_smaller_or_larger_head_has_its_commissures_in_the_same_place(name, he
 
 
 @pytest.mark.thorough
+@pytest.mark.xfail(reason="the network of the hypothalamus looks at a fixed number of mm", strict=False)
 def test_volumes_grow_with_the_cube_of_the_size_of_a_head(head):
     cubes = {f"size-{factor:.2f}": factor**3 for factor in MEASURED_SIZES if factor != 1}
     rows = [after(head, name) for name in cubes]

@@ -93,7 +93,7 @@ class Change:
     """Changes of one kind; ``--only`` takes names and groups, and the pages show groups."""
     apply: Callable[[Subject], Scan]
     percent: float | None = None
-    """How much the volume of hypothalamus and ICV may change; None where volumes must follow (sizes)."""
+    """How much the volume of hypothalamus and ICV may differ; None where :data:`EXPONENTS` say it (sizes)."""
     move: Callable[[Grid], ndarray] | None = None
     """``moved_from_scanner`` of the anatomy; None where it stays where it is."""
     within_mm: float | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 import hypodask
-from benchmarks.validation.invariance_changes import CHANGES, SIDES_PERCENT, UNCHANGED, Change, Subject
+from benchmarks.validation.invariance_changes import CHANGES, EXPONENTS, SIDES_PERCENT, UNCHANGED, Change, Subject
 
 HYPOTHALAMUS, ICV = "hypothalamus", "icv"
 SIDES = ("hypothalamus_left", "hypothalamus_right")
@@ -60,7 +60,7 @@ def outcome_of(scan: hypodask.Scan, networks: Sequence[Any] | None) -> Outcome:
             measured = hypodask.measure_scan(scan, networks)
             alignment = measured.alignment
     except hypodask.HypodaskError as err:
-        return Outcome(REFUSED, f"{type(err).__name__}: {err}")
+        return Outcome(REFUSED, f"{type(err).__name__}: {str(err).removeprefix(f'{scan.source}: ')}")
     except Exception as err:  # a bare traceback is a finding too
         return Outcome(CRASHED, f"{type(err).__name__}: {err}")
     status, ac_mm, pc_mm = FLAGGED if alignment.flagged else DONE, alignment.ac_mm, alignment.pc_mm
@@ -103,14 +103,21 @@ def held(change: Change, row: dict[str, Any]) -> str:
     wrong = [FLAGGED] if row["status"] == FLAGGED and row["before"] == DONE else []
     if change.within_mm is not None and max(row["ac_mm"], row["pc_mm"]) > change.within_mm:
         wrong.append("pose")
-    if change.is_measured and change.percent is not None and np.isfinite(row["hypothalamus_mm3"]):
-        wrong += [HYPOTHALAMUS] if abs(row["hypothalamus_percent"]) > change.percent else []
-        explained = change.icv_may_be_missing and bool(row["new_warnings"])
-        within = abs(row["icv_percent"]) <= change.percent
-        wrong += [] if within or (np.isnan(row["icv_mm3"]) and explained) else [ICV]
+    if change.is_measured and np.isfinite(row["hypothalamus_mm3"]):
+        wrong += [] if _follows(change, row["hypothalamus_percent"]) else [HYPOTHALAMUS]
+        explained = change.icv_may_be_missing and np.isnan(row["icv_mm3"]) and row["new_warnings"]
+        wrong += [] if explained or _follows(change, row["icv_percent"]) else [ICV]
         sides = max(abs(row["left_percent"]), abs(row["right_percent"]))
         wrong += ["sides"] if change.swaps_sides and not sides <= SIDES_PERCENT else []
     return ", ".join(wrong) or "yes"
+
+
+def _follows(change: Change, percent: float) -> bool:
+    """Whether a volume, after what is expected of it, differs by no more than is allowed; not-a-number does not."""
+    if change.percent is not None:
+        return abs(percent) <= change.percent
+    low, high = EXPONENTS
+    return low <= 1 + np.log1p(percent / 100) / np.log(change.volume_factor) <= high
 
 
 def new_sentences(before: Sequence[str], after: Sequence[str]) -> list[str]:

@@ -164,6 +164,13 @@ def test_a_pose_is_compared_where_the_head_was_moved_to():
     assert row["held"] == "pose"
 
 
+def test_volumes_of_a_larger_head_must_follow_its_cube():
+    ac, pc = (transform_points(CHANGES["size-1.12"].move(GRID), point) for point in (BEFORE.ac_mm, BEFORE.pc_mm))
+    for exponent, expected in ((1.0, "yes"), (1.015, "yes"), (1.03, "hypothalamus, icv"), (0.5, "hypothalamus, icv")):
+        larger = scaled(1.12 ** (3 * exponent))
+        assert judged("size-1.12", replace(larger, ac_mm=ac, pc_mm=pc)) == expected
+
+
 def test_sides_of_a_mirrored_scan_must_have_exchanged_their_volumes():
     ac, pc = (transform_points(CHANGES["mirrored"].move(GRID), point) for point in (BEFORE.ac_mm, BEFORE.pc_mm))
     same = replace(BEFORE, ac_mm=ac, pc_mm=pc)
