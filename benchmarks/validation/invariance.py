@@ -28,6 +28,7 @@ from benchmarks.validation.invariance_outcome import (
     REFUSED,
     SKIPPED,
     Task,
+    held,
     listed_rows,
     rows_of,
 )
@@ -89,6 +90,12 @@ def measured_rows(tasks: list[Task], workers: int) -> Iterator[dict[str, object]
     else:
         for outcome in each(listed_rows, tasks, workers=workers):
             yield from outcome.get()
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows judged by today's table of changes, so that another tolerance needs no new measurement."""
+    found = [held(CHANGES[str(row["change"])], row) for row in rows.to_dict("records")]
+    return rows.assign(held=found)
 
 
 def append(table: Path, rows: Iterable[dict[str, object]]) -> None:
@@ -200,7 +207,7 @@ def main() -> None:
     paths = scans_in(options.data, options.folders, options.scans)
     tasks = tasks_left(paths, names, table, alignment_only=options.alignment_only)
     append(table, measured_rows(tasks, options.workers))
-    rows = read_rows(table)
+    rows = judged(read_rows(table))
     show(rows)
     if options.record:
         seen = rows.drop_duplicates(["folder", "scan"])["folder"].value_counts(sort=False)

@@ -220,6 +220,13 @@ def test_the_table_counts_what_became_of_each_scan(tmp_path):
     assert pd.Series(figures).notna().all()
 
 
+def test_rows_are_judged_again_when_the_table_is_made(tmp_path):
+    table = tmp_path / "invariance.tsv"
+    invariance.append(table, [row_of("a", "padded-1", scaled(1.01)) | {"held": "yes"}, row_of("a", UNCHANGED, BEFORE)])
+    rows = invariance.judged(invariance.read_rows(table))
+    assert rows["held"].tolist() == ["hypothalamus, icv", ""]
+
+
 def test_a_second_call_does_only_what_is_missing(tmp_path):
     paths = [tmp_path / "scans" / name for name in ("a.nii", "b.nii")]
     table = tmp_path / "invariance.tsv"
