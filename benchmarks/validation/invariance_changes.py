@@ -64,9 +64,10 @@ class Subject:
 
     @cached_property
     def white(self) -> float:
-        """Intensity of white matter above air: the 90th percentile in the ICV, or roughly the 75th of the foreground.
+        """Intensity of white matter above air: the 90th percentile in the ICV.
 
-        Where both are known, they differ by a tenth or so; only the strength of the noise depends on it.
+        Where no ICV is known, roughly: the 75th percentile of the foreground. Only the strength of the noise depends
+        on it.
         """
         inside, percentile = (self.foreground, 75) if self.icv is None else (self.icv, 90)
         return float(np.percentile(self.data[inside], percentile)) - self.air

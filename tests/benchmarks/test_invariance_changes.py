@@ -1,6 +1,8 @@
 """Changes of a scan do what they say, before they judge anybody; and rows of them are judged by what is expected."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,8 @@ from benchmarks.validation.invariance_changes import CHANGES, SIZES, UNCHANGED, 
 from benchmarks.validation.invariance_outcome import DONE, FLAGGED, REFUSED, Outcome, compared, new_sentences
 from hypodask import Scan, errors
 from hypodask.core.grid import box_grid, transform_points
+
+ROOT = Path(__file__).resolve().parents[2]
 
 OF_INTENSITIES = {"offset", "z-scored", "centred", "gamma", "noise", "coil", "shaded", "stripped", "stripped-3mm"}
 
@@ -218,6 +222,19 @@ def test_the_table_counts_what_became_of_each_scan(tmp_path):
     figures = invariance.figures_of(invariance.read_rows(table))
     assert (figures["padded_held"], figures["padded_of"]) == (1, 4)
     assert pd.Series(figures).notna().all()
+
+
+def test_the_program_records_each_figure_of_the_pages_table(tmp_path):
+    table = tmp_path / "invariance.tsv"
+    invariance.append(table, [row_of("a", name, BEFORE) for name in CHANGES])
+    figures = invariance.figures_of(invariance.read_rows(table))
+    template = (ROOT / "docs" / "tables" / "invariance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\{invariance\.(\w+)", template))
+    assert len(shown) > 50
+    assert shown <= figures.keys()
+    assert {change.group.replace("-", "_") for change in CHANGES.values()} - {UNCHANGED} <= {
+        name.removesuffix("_held") for name in shown
+    }
 
 
 def test_rows_are_judged_again_when_the_table_is_made(tmp_path):
