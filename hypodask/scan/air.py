@@ -25,14 +25,19 @@ _RAYLEIGH_LEVEL = 1.6
 """Level of air over its spread, both as :class:`Air` has them, in a magnitude image, whose noise in air has a Rayleigh
 distribution."""
 
+_FILLED, _FEW = 0.2, 0.01
+"""A value that more than the first share of the dark voxels have was filled in. It says nothing of air if more than the
+second share is darker."""
+
 _LEAST_OFFSET = 0.002
 """An offset that is smaller than this, relative to the contrast of bright tissue to air, stays."""
 
 _TOLD_OFFSET = 0.1
 """From this on, likewise relative, a warning tells of the offset. It is 0.00 to 0.04 on 47 scans as stored."""
 
-_BELOW_AIR = 0.05
-"""A scan is refused if more than this share of its voxels is darker than its background; 0.000 to 0.004 on 47 scans."""
+_BELOW_AIR, _FAR_BELOW = 0.02, 0.1
+"""A scan is refused if more than the first share of its voxels is darker than its background, by more than the second
+share of the contrast of bright tissue to it; none is in 47 scans as stored."""
 
 _NOISY_SPREAD, _NOISY_CORRELATION = 0.5, 0.3
 """A face of the image is noise as bright as tissue if its spread is more than the first times that of the whole image,
@@ -77,7 +82,7 @@ def air_of(data: Float[ndarray, "..."]) -> Air:
     # In the order of the memory: to sample a Fortran array in C order costs a transposed copy of it.
     flat = data.ravel(order="K")
     sample = np.sort(flat[:: max(1, flat.size // _SAMPLE)].astype(np.float64))
-    dark = sample[sample <= _otsu(sample)]
+    dark = _unfilled(sample[sample <= _otsu(sample)])
     half = max(1, dark.size // 2)
     widths = dark[half:] - dark[: dark.size - half]
     # Whole numbers give many intervals of one width: the middle one of them does not depend on rounding.
@@ -90,6 +95,15 @@ def air_of(data: Float[ndarray, "..."]) -> Air:
         bright=float(np.median(bright)) if bright.size else float(sample[-1]),
         darkest=float(sample[0]),
     )
+
+
+def _unfilled(dark: Float[ndarray, "n"]) -> Float[ndarray, "m"]:
+    """Sorted dark voxels without the one value that padding gave to many of them, if there are some on either side."""
+    values, counts = np.unique(dark, return_counts=True)
+    filled = int(counts.argmax())
+    if counts[filled] > _FILLED * dark.size and counts[:filled].sum() > _FEW * dark.size:
+        return dark[dark != values[filled]]
+    return dark
 
 
 def _otsu(sample: Float[ndarray, "n"]) -> float:
@@ -113,15 +127,9 @@ def above_air(scan: Scan) -> Scan:
         background is noise as bright as tissue, as in the uniform image of MP2RAGE.
     """
     name, air = scan.source or "scan", air_of(scan.data)
-    _refuse_noise(scan.data, name)
     contrast = air.bright - air.level
-    below = float((scan.data[::2, ::2, ::2] < air.level - 3 * air.spread - 0.01 * contrast).mean())
-    if below > _BELOW_AIR:
-        raise BackgroundError(
-            f"{name}: {100 * below:.0f} % of the voxels are darker than the background ({air.level:.4g}), so that the "
-            "intensity of air is not known; a T1-weighted image is needed whose background is its darkest part: give "
-            "the image from before its intensities were normalised"
-        )
+    _refuse_noise(scan.data, name)
+    _refuse_bright_fill(scan.data, contrast, name)
     if abs(air.zero) <= _LEAST_OFFSET * contrast:
         return scan
     warnings = list(scan.warnings)
@@ -147,4 +155,18 @@ def _refuse_noise(data: Float32[ndarray, "i j k"], name: str) -> None:
             f"{name}: the background is noise as bright as the head, on {noisy} of the 6 faces of the image, as in the "
             "uniform image (UNI) of MP2RAGE; a background darker than tissue is needed: give the image without this "
             "noise (such as UNI-DEN, or UNI times the second inversion), or another T1-weighted scan"
+        )
+
+
+def _refuse_bright_fill(data: Float32[ndarray, "i j k"], contrast: float, name: str) -> None:
+    """Refuse an image whose faces have one value, if that is not its darkest."""
+    faces = [data.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    values, counts = np.unique(np.concatenate(faces), return_counts=True)
+    fill = float(values[counts.argmax()])
+    below = float((data[::2, ::2, ::2] < fill - _FAR_BELOW * contrast).mean())
+    if counts.max() > 0.5 * counts.sum() and below > _BELOW_AIR:
+        raise BackgroundError(
+            f"{name}: {100 * below:.0f} % of the voxels are darker than the background ({fill:.4g}), so that the "
+            "intensity of air is not known; a T1-weighted image is needed whose background is its darkest part: give "
+            "the image from before its intensities were normalised"
         )

@@ -39,6 +39,11 @@ def test_noise_in_air_is_no_offset(noise):
     assert air_of(np.pad(head(noise), 40)).zero == 0.0  # most of this air was filled with zeros
 
 
+def test_padding_with_the_level_of_air_is_no_offset():
+    noisy = head(3.0)
+    assert air_of(np.pad(noisy, 20, constant_values=4.0)).zero == pytest.approx(air_of(noisy).zero, abs=0.3)
+
+
 def test_a_magnitude_image_with_dark_air_comes_back_as_it_is():
     scan = scan_of(np.where(head() > 30, head(), 0.0))
     assert above_air(scan) is scan
