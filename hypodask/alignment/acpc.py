@@ -15,14 +15,11 @@ from hypodask.core.grid import Grid, transform_points
 from hypodask.scan.landmarks import Landmarks
 from hypodask.scan.scan import Scan
 
-_REFUSED_BELOW = 0.40
-_FLAGGED_BELOW = 0.50
-"""Correlation with the template's brain below which a scan is refused, or its pose is flagged. Measured: 0.54 to 0.75
-on 15 scans of heads and stripped brains as stored, 0.45 on a fruit, so that this alone does not tell a head."""
+_REFUSED_BELOW, _FLAGGED_BELOW = 0.45, 0.55
+"""Correlation with the template around the commissures below which a scan is refused, or its pose is flagged."""
 
-_LOCAL_REFUSED_BELOW = 0.45
-"""The same around the commissures, which only a brain has: 0.71 to 0.86 on the same scans, 0.25 on the fruit. The limit
-was set on these images; the refused and flagged cases of ``docs/alignment.md`` are others."""
+_LEAST_LIKENESS = 0.25
+"""Plain correlation of contrast there, below which it is not that of a T1-weighted scan."""
 
 _DISTANCE_MM = (21.0, 32.0)
 """AC-PC distances outside this range are flagged: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60)."""
@@ -106,26 +103,29 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
 
 
 def _refuse_without_head(registration: Registration, source: str) -> None:
-    fits = (
-        ("MNI152 brain", registration.whole, _REFUSED_BELOW),
-        ("commissures", registration.near, _LOCAL_REFUSED_BELOW),
-    )
-    for what, fit, least in fits:
-        # Written so that not-a-number is refused too.
-        if not float(fit.correlation) >= least:
-            raise AlignmentError(
-                f"{source}: no human head was found: the best pose explains the {what} with a correlation of "
-                f"{float(fit.correlation):.2f}, at least {least} is needed; check that this is a T1-weighted head scan"
-            )
+    near = float(registration.near.correlation)
+    # Written so that not-a-number is refused too.
+    if not near >= _REFUSED_BELOW:
+        raise AlignmentError(
+            f"{source}: no human head was found: the best pose explains the commissures' surroundings with a "
+            f"correlation of {near:.2f}, at least {_REFUSED_BELOW:g} is needed; check that this is a T1-weighted head "
+            "scan"
+        )
+    if not registration.likeness >= _LEAST_LIKENESS:
+        raise AlignmentError(
+            f"{source}: the contrast is not that of a T1-weighted scan: its correlation with the template's is "
+            f"{registration.likeness:.2f}, at least {_LEAST_LIKENESS:g} is needed; check that this is no T2-weighted "
+            "or inverted image"
+        )
 
 
 def _doubts(
     registration: Registration, found: Commissures, places_mm: Float[ndarray, "2 3"], grid: Grid
 ) -> Iterator[str]:
     """Reasons not to trust the pose."""
-    whole = registration.whole
-    if whole.correlation < _FLAGGED_BELOW:
-        yield f"The head resembles the template little (correlation {float(whole.correlation):.2f})."
+    whole, near = registration.whole, float(registration.near.correlation)
+    if near < _FLAGGED_BELOW:
+        yield f"The surroundings of the commissures resemble the template little (correlation {near:.2f})."
     distance = float(np.linalg.norm(places_mm[0] - places_mm[1]))
     if not _DISTANCE_MM[0] <= distance <= _DISTANCE_MM[1]:
         yield f"The commissures are {distance:.1f} mm apart; {_DISTANCE_MM[0]:g}-{_DISTANCE_MM[1]:g} is usual."

@@ -4,6 +4,7 @@ The result is right to 1 to 3 mm and 1 to 6 degrees. Because the template is sym
 midsagittal one.
 """
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,11 +15,11 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.alignment.register import CONTRAST_MM, Fit, Fixed, Moving, local_contrast, register, register_from
+from hypodask.alignment.register import CONTRAST_MM, Fit, Fixed, Moving, likeness, local_contrast, register, register_from
 from hypodask.alignment.search import COARSE_MM, FIELD, Field, distinct, search
 from hypodask.core.grid import Grid, transform_points
 from hypodask.image.intensity import white_level
-from hypodask.image.resampling import interpolate, low_pass, resample
+from hypodask.image.resampling import interpolate, low_pass, resample, smoothed
 from hypodask.scan.scan import Scan
 from hypodask.scan.template import MNI152
 
@@ -57,6 +58,16 @@ _BRIGHTEST = 1.0
 would dominate the fit."""
 
 
+_SURE = 0.60
+"""Correlation around the commissures from which on no other pose is looked for."""
+
+_WHOLE_SURE = 0.50
+"""Correlation of the whole brain below which it is registered once more, from the pose about the commissures."""
+
+_TISSUE, _USUAL, _EVEN_MM = 0.1, 0.7, 24.0
+"""Intensity of tissue at least, its mean in a brain, and the reach over which its level is taken."""
+
+
 class Registration(NamedTuple):
     """The template's brain in a head, registered in two ways."""
 
@@ -64,6 +75,8 @@ class Registration(NamedTuple):
     """To the whole brain."""
     near: Fit
     """To the surroundings of the commissures alone."""
+    likeness: float
+    """Plain correlation of the contrast there, -1 to 1: negative if bright and dark are exchanged."""
 
     @property
     def commissures_mm(self) -> Float[ndarray, "2 3"]:
@@ -84,7 +97,7 @@ class Registration(NamedTuple):
         the plane midway between them.
         """
         # Normals of planes transform by the inverse transpose; x = 0 of the template is its midsagittal plane.
-        planes = [np.linalg.inv(np.asarray(fit.scanner_from_mni, float))[0, :3] for fit in self]
+        planes = [np.linalg.inv(np.asarray(fit.scanner_from_mni, float))[0, :3] for fit in (self.whole, self.near)]
         normal = sum(plane / np.linalg.norm(plane) for plane in planes)
         return np.asarray(normal / np.linalg.norm(normal))
 
@@ -100,46 +113,148 @@ class Registration(NamedTuple):
 def register_template(scan: Scan) -> Registration:
     """Find the template's brain in a head.
 
+    How well the surroundings of the commissures fit tells a right pose from a wrong one. Where they fit too little,
+    the search is repeated with other intensities and sizes, and the best fit of all is kept.
+
     Parameters
     ----------
     scan
         T1-weighted head in any pose; anything else is registered too, with a low correlation.
     """
-    data = scan.data / white_level(scan.data)
-    np.clip(data, 0.0, _BRIGHTEST, out=data)
-    whole = _register_brain(data, scan.grid)
-    near = _cube(
-        transform_points(np.asarray(whole.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0)), _NEAR_MM, 48
-    )
-    moving = _moving(resample(data, scan.grid, near), scan.grid, near, CONTRAST_MM)
-    return Registration(whole, register(moving, _commissures(), whole.scanner_from_mni, freedom=12, steps=15))
+    levels = scan.data / white_level(scan.data)
+    data = np.clip(levels, 0.0, _BRIGHTEST)
+    head = _Head(data, scan.grid, _centre_vox(data))
+    best: Registration | None = None
+    for intensities, size in _ATTEMPTS:
+        thinned, grid = _thinned(levels if intensities is _even else data, head, _MEDIUM_MM)
+        for whole in _register_brain(intensities(thinned), grid, head, size):
+            found = _register_near(head, whole)
+            best = found if best is None or not found.near.correlation <= best.near.correlation else best
+            if best.near.correlation >= _SURE:
+                return _with_better_whole(best, head)
+    assert best is not None
+    return _with_better_whole(best, head)
 
 
-def _register_brain(data: Float32[ndarray, "i j k"], grid: Grid) -> Fit:
+def _plain(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    return data
+
+
+def _root(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Square roots: a bright scalp counts less."""
+    return np.sqrt(data)
+
+
+def _even(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Intensities relative to the tissue around: the shading of a surface coil is gone."""
+    tissue = (data > _TISSUE).astype(np.float32)
+    reach = _EVEN_MM / _MEDIUM_MM
+    level = smoothed(data * tissue, reach) / (smoothed(tissue, reach) + np.float32(0.02))
+    return np.clip(_USUAL * data / np.maximum(level, _TISSUE), 0.0, _BRIGHTEST)
+
+
+_ATTEMPTS: tuple[tuple[Callable[[ndarray], ndarray], float], ...] = (
+    (_plain, 1.0),
+    (_even, 1.0),
+    (_plain, 0.88),
+    (_even, 0.88),
+    (_root, 1.0),
+    (_plain, 1.12),
+    (_even, 1.12),
+)
+"""Intensities and size of the template with which a head is searched, one after the other until one is sure."""
+
+
+class _Head(NamedTuple):
+    """A scan that is registered."""
+
+    data: Float32[ndarray, "i j k"]
+    """Intensities, white matter near 1 and cut there."""
+    grid: Grid
+    centre_vox: Float[ndarray, "3"]
+    """Centre of mass of what is bright, which padding with air does not move."""
+
+    @property
+    def centre_mm(self) -> Float[ndarray, "3"]:
+        """The same in the scanner."""
+        return transform_points(self.grid.space_from_vox, self.centre_vox)
+
+
+def _centre_vox(data: Float32[ndarray, "i j k"]) -> Float[ndarray, "3"]:
+    """Centre of mass; the middle of the field of view if nothing is bright."""
+    profiles = [data.sum(axis=tuple({0, 1, 2} - {axis}), dtype=float) for axis in range(3)]
+    if not profiles[0].sum() > 0:
+        return (np.array(data.shape) - 1) / 2
+    return np.array([np.average(np.arange(len(profile)), weights=profile) for profile in profiles])
+
+
+def _anchored(data: Float32[ndarray, "i j k"], head: _Head, spacing_mm: float) -> tuple[ndarray, Grid]:
+    """The volume without its first voxels, so few that thinning it meets the head's centre in the same phase.
+
+    Thinning averages whole groups of voxels, counted from the first one. Were that the first of the field of view,
+    padding by a voxel would form other groups, and move the result by up to a quarter of a millimetre.
+    """
+    steps = np.maximum(1, np.floor(spacing_mm / np.array(head.grid.spacing_mm) + 1e-3)).astype(int)
+    first = np.round(head.centre_vox).astype(int) % steps
+    first = np.where(first < np.array(data.shape) // 2, first, 0)
+    part = data[tuple(slice(n, None) for n in first)]
+    return part, head.grid.block(first, part.shape)
+
+
+def _thinned(data: Float32[ndarray, "i j k"], head: _Head, spacing_mm: float) -> tuple[ndarray, Grid]:
+    return low_pass(*_anchored(data, head, spacing_mm), spacing_mm)
+
+
+def _register_near(head: _Head, whole: Fit) -> Registration:
+    """Register the surroundings of the commissures, from the pose of the whole brain."""
+    moving = _near_moving(head, whole)
+    near = register(moving, _commissures(), whole.scanner_from_mni, freedom=12, steps=15)
+    return Registration(whole, near, float(likeness(moving, _commissures(), near.scanner_from_mni)))
+
+
+def _near_moving(head: _Head, whole: Fit) -> Moving:
+    middle = transform_points(np.asarray(whole.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0))
+    near = _cube(middle, _NEAR_MM, 48)
+    data, grid = _anchored(head.data, head, _NEAR_MM)
+    return _moving(resample(data, grid, near), head.grid, near, CONTRAST_MM)
+
+
+def _with_better_whole(found: Registration, head: _Head) -> Registration:
+    """Register the whole brain again from the pose about the commissures, where it fits little from elsewhere."""
+    if found.whole.correlation >= _WHOLE_SURE:
+        return found
+    medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
+    thinned, grid = _thinned(head.data, head, _MEDIUM_MM)
+    moving = _moving(interpolate(thinned, grid, medium), head.grid, medium, CONTRAST_MM)
+    whole = register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), found.near.scanner_from_mni, freedom=12, steps=20)
+    return found._replace(whole=whole) if whole.correlation > found.whole.correlation else found
+
+
+def _register_brain(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float) -> Iterator[Fit]:
     """Search all poses at 10 mm, then register the brain at 12, 8 and 4 mm, from fewer poses each time."""
-    medium, wide = _cube(grid.centre_mm, _MEDIUM_MM, 80), _cube(grid.centre_mm, 2 * _MEDIUM_MM, 40)
-    thinned, thin_grid = low_pass(data, grid, _MEDIUM_MM)
+    medium, wide = _cube(head.centre_mm, _MEDIUM_MM, 80), _cube(head.centre_mm, 2 * _MEDIUM_MM, 40)
     # Size is held at first: a free size grows until the template's brain fills the scalp.
-    far = _moving(resample(thinned, thin_grid, wide), grid, wide, _WIDE_MM)
-    starts = jnp.asarray(_starts(thinned, thin_grid, grid))
+    far = _moving(resample(thinned, thin_grid, wide), head.grid, wide, _WIDE_MM)
+    starts = jnp.asarray(_starts(thinned, thin_grid, head, size))
     many = register_from(far, _brain(_FAR_MM, _WIDE_MM), starts, freedom=6, steps=_FAR_STEPS)
     order = np.argsort(-np.asarray(many.correlation))
     best_starts = distinct(np.asarray(many.scanner_from_mni, float)[order], _RIGID, 3 * _SAME_POSE_MM)
-    moving = _moving(interpolate(thinned, thin_grid, medium), grid, medium, CONTRAST_MM)
+    moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
     posed = [register(moving, _brain(8.0, CONTRAST_MM), start, freedom=6, steps=10) for start in best_starts]
     poses = [np.asarray(fit.scanner_from_mni, float) for fit in sorted(posed, key=_correlation, reverse=True)]
     best = distinct(poses, _AFFINE, _SAME_POSE_MM)
     brain = _brain(_MEDIUM_MM, CONTRAST_MM)
     free = [register(moving, brain, jnp.asarray(start, jnp.float32), freedom=12, steps=20) for start in best]
-    return max(free, key=_correlation)
+    yield from sorted(free, key=_correlation, reverse=True)
 
 
-def _starts(data: Float32[ndarray, "i j k"], thin_grid: Grid, grid: Grid) -> Float32[ndarray, "start 4 4"]:
+def _starts(
+    data: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float
+) -> Float32[ndarray, "start 4 4"]:
     """Likely poses ``scanner_from_mni``; always as many, so that one compiled program serves all heads."""
-    coarse = _cube(grid.centre_mm, COARSE_MM, FIELD)
-    starts = search(
-        Field(resample(data, thin_grid, coarse), _seen(grid, coarse), coarse), _template(COARSE_MM), keep=_STARTS
-    )
+    coarse = _cube(head.centre_mm, COARSE_MM, FIELD)
+    field = Field(resample(data, thin_grid, coarse), _seen(head.grid, coarse), coarse)
+    starts = search(field, _template(COARSE_MM), size=size, keep=_STARTS)
     return np.stack([*starts, *starts[:1] * (_STARTS - len(starts))]).astype(np.float32)
 
 
