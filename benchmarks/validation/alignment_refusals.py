@@ -308,9 +308,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     kind = table["case"].str.replace(r" \d.*", "", regex=True)
     folder = table["scan"].str.split("/").str[0]
     wrong = table["apart_mm"] > WRONG_MM
-    outcomes = table.assign(images=1, kind=kind, folder=folder, **{
-        name: table["outcome"] == name for name in ("answered", "flagged", "refused")
-    }, silent=wrong & (table["outcome"] == "answered"))
+    outcomes = table.assign(
+        images=1,
+        kind=kind,
+        folder=folder,
+        **{name: table["outcome"] == name for name in ("answered", "flagged", "refused")},
+        silent=wrong & (table["outcome"] == "answered"),
+    )
     names = ["images", "answered", "flagged", "refused", "silent"]
     return outcomes.groupby(["folder", "kind"], sort=False)[names].sum().reset_index()
 

@@ -4,7 +4,6 @@ The result is right to 1 to 3 mm and 1 to 6 degrees. Because the template is sym
 midsagittal one.
 """
 
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,11 +14,20 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.alignment.register import CONTRAST_MM, Fit, Fixed, Moving, likeness, local_contrast, register, register_from
-from hypodask.alignment.search import COARSE_MM, FIELD, Field, distinct, search
+from hypodask.alignment.register import (
+    CONTRAST_MM,
+    Fit,
+    Fixed,
+    Moving,
+    likeness,
+    local_contrast,
+    register,
+    register_from,
+)
+from hypodask.alignment.search import COARSE_MM, FIELD, Field, search
 from hypodask.core.grid import Grid, transform_points
 from hypodask.image.intensity import white_level
-from hypodask.image.resampling import interpolate, low_pass, resample, smoothed
+from hypodask.image.resampling import interpolate, low_pass, resample
 from hypodask.scan.scan import Scan
 from hypodask.scan.template import MNI152
 
@@ -38,20 +46,12 @@ _LEAST_WEIGHT = 0.02
 _MEDIUM_MM = 4.0
 """Voxel size at which the whole brain is registered."""
 
-_FAR_MM, _WIDE_MM, _FAR_STEPS = 12.0, 16.0, 8
-"""Voxel size of the template, reach of the contrast and number of steps in the first registration. Twice the usual
-reach, so that it converges from poses that are 15 degrees off."""
-
-_STARTS, _RIGID, _AFFINE = 40, 4, 2
-"""Number of poses that are registered at 12 mm, and of the best of them at 8 and at 4 mm. Measured on 24 re-poses of
-six heads with a bright scalp, wide ventricles or a cropped field of view: four fail with 16 starts, one with 40, which
-is refused."""
+_ROUGH_MM, _ROUGH_STEPS, _STARTS = 6.0, 12, 40
+"""Voxel size of the template and number of steps with which the surroundings of the commissures are registered from
+each of the poses that the search found, and number of these."""
 
 _NEAR_MM = 3.0
 """Voxel size at which the surroundings of the commissures are registered."""
-
-_SAME_POSE_MM = 1.0
-"""Poses nearer to each other than this, on the surface of the brain, count as one."""
 
 _BRIGHTEST = 1.0
 """Intensities are cut at white matter: scalp beside a surface coil can be several times brighter than the brain, and
@@ -61,11 +61,9 @@ would dominate the fit."""
 _SURE = 0.60
 """Correlation around the commissures from which on no other pose is looked for."""
 
-_WHOLE_SURE = 0.50
-"""Correlation of the whole brain below which it is registered once more, from the pose about the commissures."""
-
-_TISSUE, _USUAL, _EVEN_MM = 0.1, 0.7, 24.0
-"""Intensity of tissue at least, its mean in a brain, and the reach over which its level is taken."""
+_TISSUE, _EVEN_STEPS, _WHITE_OVER_TISSUE = 0.1, 5, 1.35
+"""Of the correction of shading: what is darker, in units of white matter, is air or bone; steps of the fit; white
+matter over the median of what is brighter."""
 
 
 class Registration(NamedTuple):
@@ -124,45 +122,46 @@ def register_template(scan: Scan) -> Registration:
     levels = scan.data / white_level(scan.data)
     data = np.clip(levels, 0.0, _BRIGHTEST)
     head = _Head(data, scan.grid, _centre_vox(data))
-    best: Registration | None = None
-    for intensities, size in _ATTEMPTS:
-        thinned, grid = _thinned(levels if intensities is _even else data, head, _MEDIUM_MM)
-        for whole in _register_brain(intensities(thinned), grid, head, size):
-            found = _register_near(head, whole)
-            best = found if best is None or not found.near.correlation <= best.near.correlation else best
-            if best.near.correlation >= _SURE:
-                return _with_better_whole(best, head)
-    assert best is not None
-    return _with_better_whole(best, head)
+    thinned, grid = _thinned(data, head, _MEDIUM_MM)
+    rough = _rough(thinned, grid, head, 1.0)
+    if not rough.correlation >= _SURE:
+        images = {"even": _even(_thinned(levels, head, _MEDIUM_MM)[0]), "root": np.sqrt(thinned), "plain": thinned}
+        for intensities, size in _ATTEMPTS:
+            other = _rough(images[intensities], grid, head, size)
+            rough = max(rough, other, key=_correlation)
+            if rough.correlation >= _SURE:
+                break
+    moving = _moving_cube(data, head, _cube(_commissures_mm(rough), _NEAR_MM, 48))
+    near = register(moving, _commissures(_NEAR_MM), rough.scanner_from_mni, freedom=12, steps=20)
+    alike = float(likeness(moving, _commissures(_NEAR_MM), near.scanner_from_mni))
+    return Registration(_whole(thinned, grid, head, rough), near, alike)
 
 
-def _plain(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    return data
-
-
-def _root(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    """Square roots: a bright scalp counts less."""
-    return np.sqrt(data)
+_ATTEMPTS = (("even", 1.0), ("plain", 0.88), ("even", 1.12), ("root", 1.0), ("plain", 1.12), ("even", 0.88))
+"""Intensities and sizes of the brain with which a head is searched again, one after the other until one fits."""
 
 
 def _even(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    """Intensities relative to the tissue around: the shading of a surface coil is gone."""
-    tissue = (data > _TISSUE).astype(np.float32)
-    reach = _EVEN_MM / _MEDIUM_MM
-    level = smoothed(data * tissue, reach) / (smoothed(tissue, reach) + np.float32(0.02))
-    return np.clip(_USUAL * data / np.maximum(level, _TISSUE), 0.0, _BRIGHTEST)
+    """Intensities without the shading of a surface coil, white matter near 1.
 
-
-_ATTEMPTS: tuple[tuple[Callable[[ndarray], ndarray], float], ...] = (
-    (_plain, 1.0),
-    (_even, 1.0),
-    (_plain, 0.88),
-    (_even, 0.88),
-    (_root, 1.0),
-    (_plain, 1.12),
-    (_even, 1.12),
-)
-"""Intensities and size of the template with which a head is searched, one after the other until one is sure."""
+    The shading is the exponential of a quadratic in position, fitted to the logarithm of what is not air; Tukey
+    weights leave out fat and fluid.
+    """
+    tissue = data > _TISSUE
+    if tissue.sum() < 1000:
+        return data
+    at = np.argwhere(tissue)
+    x, y, z = ((at - at.mean(axis=0)) / at.std(axis=0).max()).T
+    terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    logarithm = np.log(data[tissue])
+    weights = np.ones_like(x)
+    for _ in range(_EVEN_STEPS):
+        normal = (terms * weights[:, None]).T @ terms + 1e-6 * np.eye(terms.shape[1])
+        rest = logarithm - terms @ np.linalg.solve(normal, terms.T @ (weights * logarithm))
+        weights = np.clip(1 - (rest / (3 * 1.4826 * np.median(np.abs(rest)) + 1e-6)) ** 2, 0, 1) ** 2
+    even = np.zeros_like(data)
+    even[tissue] = np.exp(rest - np.median(rest)) / _WHITE_OVER_TISSUE
+    return np.clip(even, 0.0, _BRIGHTEST)
 
 
 class _Head(NamedTuple):
@@ -205,47 +204,32 @@ def _thinned(data: Float32[ndarray, "i j k"], head: _Head, spacing_mm: float) ->
     return low_pass(*_anchored(data, head, spacing_mm), spacing_mm)
 
 
-def _register_near(head: _Head, whole: Fit) -> Registration:
-    """Register the surroundings of the commissures, from the pose of the whole brain."""
-    moving = _near_moving(head, whole)
-    near = register(moving, _commissures(), whole.scanner_from_mni, freedom=12, steps=15)
-    return Registration(whole, near, float(likeness(moving, _commissures(), near.scanner_from_mni)))
-
-
-def _near_moving(head: _Head, whole: Fit) -> Moving:
-    middle = transform_points(np.asarray(whole.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0))
-    near = _cube(middle, _NEAR_MM, 48)
-    data, grid = _anchored(head.data, head, _NEAR_MM)
-    return _moving(resample(data, grid, near), head.grid, near, CONTRAST_MM)
-
-
-def _with_better_whole(found: Registration, head: _Head) -> Registration:
-    """Register the whole brain again from the pose about the commissures, where it fits little from elsewhere."""
-    if found.whole.correlation >= _WHOLE_SURE:
-        return found
+def _rough(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float) -> Fit:
+    """Search all poses at 10 mm, then register the surroundings of the commissures from each of the best, at 6 mm."""
     medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
-    thinned, grid = _thinned(head.data, head, _MEDIUM_MM)
-    moving = _moving(interpolate(thinned, grid, medium), head.grid, medium, CONTRAST_MM)
-    whole = register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), found.near.scanner_from_mni, freedom=12, steps=20)
-    return found._replace(whole=whole) if whole.correlation > found.whole.correlation else found
-
-
-def _register_brain(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float) -> Iterator[Fit]:
-    """Search all poses at 10 mm, then register the brain at 12, 8 and 4 mm, from fewer poses each time."""
-    medium, wide = _cube(head.centre_mm, _MEDIUM_MM, 80), _cube(head.centre_mm, 2 * _MEDIUM_MM, 40)
-    # Size is held at first: a free size grows until the template's brain fills the scalp.
-    far = _moving(resample(thinned, thin_grid, wide), head.grid, wide, _WIDE_MM)
-    starts = jnp.asarray(_starts(thinned, thin_grid, head, size))
-    many = register_from(far, _brain(_FAR_MM, _WIDE_MM), starts, freedom=6, steps=_FAR_STEPS)
-    order = np.argsort(-np.asarray(many.correlation))
-    best_starts = distinct(np.asarray(many.scanner_from_mni, float)[order], _RIGID, 3 * _SAME_POSE_MM)
     moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
-    posed = [register(moving, _brain(8.0, CONTRAST_MM), start, freedom=6, steps=10) for start in best_starts]
-    poses = [np.asarray(fit.scanner_from_mni, float) for fit in sorted(posed, key=_correlation, reverse=True)]
-    best = distinct(poses, _AFFINE, _SAME_POSE_MM)
-    brain = _brain(_MEDIUM_MM, CONTRAST_MM)
-    free = [register(moving, brain, jnp.asarray(start, jnp.float32), freedom=12, steps=20) for start in best]
-    yield from sorted(free, key=_correlation, reverse=True)
+    starts = jnp.asarray(_starts(thinned, thin_grid, head, size))
+    many = register_from(moving, _commissures(_ROUGH_MM), starts, freedom=7, steps=_ROUGH_STEPS)
+    best = int(np.argmax(np.nan_to_num(np.asarray(many.correlation), nan=-1.0)))
+    return Fit(many.scanner_from_mni[best], many.correlation[best])
+
+
+def _whole(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, rough: Fit) -> Fit:
+    """Register the whole brain at 8 and 4 mm, from the rough pose."""
+    medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
+    moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
+    sized = register(moving, _brain(2 * _MEDIUM_MM, CONTRAST_MM), rough.scanner_from_mni, freedom=7, steps=10)
+    return register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), sized.scanner_from_mni, freedom=12, steps=20)
+
+
+def _commissures_mm(fit: Fit) -> Float[ndarray, "3"]:
+    """Where the middle of the template's commissures lies in the scanner."""
+    return transform_points(np.asarray(fit.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0))
+
+
+def _moving_cube(data: Float32[ndarray, "i j k"], head: _Head, onto: Grid) -> Moving:
+    part, grid = _anchored(data, head, onto.spacing_mm[0])
+    return _moving(resample(part, grid, onto), head.grid, onto, CONTRAST_MM)
 
 
 def _starts(
@@ -294,24 +278,24 @@ def _ringed() -> Float32[ndarray, "i j k"]:
     return (ndimage.distance_transform_edt(~brain) <= _RING_MM).astype(np.float32)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=5)
 def _template(spacing_mm: float) -> Field:
     brain = MNI152.brain
     data, grid = low_pass(brain.data, brain.grid, spacing_mm)
     return Field(data, low_pass(_ringed(), brain.grid, spacing_mm)[0], grid)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=5)
 def _brain(spacing_mm: float, reach_mm: float) -> Fixed:
     """Points of the brain and its ring."""
     template = _template(spacing_mm)
     return _points(template, template.seen, reach_mm)
 
 
-@lru_cache(maxsize=1)
-def _commissures() -> Fixed:
+@lru_cache(maxsize=2)
+def _commissures(spacing_mm: float) -> Fixed:
     """Points around the commissures, weighted by a Gaussian."""
-    template = _template(_NEAR_MM)
+    template = _template(spacing_mm)
     index = np.moveaxis(np.indices(template.data.shape), 0, -1)
     distance = np.linalg.norm(
         transform_points(template.grid.space_from_vox, index) - MNI152.commissures_mm.mean(axis=0), axis=-1
