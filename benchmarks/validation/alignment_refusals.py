@@ -251,6 +251,7 @@ def row_of(image: Image, watch: Watch) -> dict[str, object]:
     row["cpu_seconds"] = process_time() - before
     if watch.seen is not None:
         row |= {"whole": float(watch.seen.whole.correlation), "near": float(watch.seen.near.correlation)}
+        row |= {name: getattr(watch.seen, name) for name in ("likeness", "size", "distortion")}
         middle = transform_points(np.linalg.inv(image.moved_from_scanner), watch.seen.commissures_mm.mean(axis=0))
         row |= {f"near_{axis}_mm": value for axis, value in zip("xyz", middle.tolist(), strict=True)}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
@@ -263,7 +264,7 @@ def scans(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
         people = list(dict.fromkeys(path.name.split("_")[0] for path in paths))
         for place, path in enumerate(paths):
             name = f"{folder}/{path.name}"
-            if options.match in name and (len(paths) < 5 or place % options.every == 0):
+            if any(word in name for word in options.match) and (len(paths) < 5 or place % options.every == 0):
                 yield name, people.index(path.name.split("_")[0])
 
 
@@ -330,7 +331,7 @@ def main() -> None:
     parser.add_argument("--poses", type=int, default=2, help="random poses of each sound head")
     parser.add_argument("--paddings", type=int, default=len(PADDING_VOX), help="paddings of each sound head")
     parser.add_argument("--beyond", type=int, default=10, help="poses beyond reason of each head")
-    parser.add_argument("--match", default="", help="only scans with this in their path")
+    parser.add_argument("--match", nargs="*", default=[""], help="only scans with one of these in their path")
     add_record_option(parser)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

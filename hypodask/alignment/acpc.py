@@ -30,6 +30,12 @@ _APART_MM = 6.0
 _SIZE = (0.70, 1.20)
 """Linear sizes relative to the template outside this range are flagged: brains of 0.65 to 3.2 litres."""
 
+_DISTORTION = 1.30
+"""Largest ratio of stretches of a brain, relative to a usual adult's: 1.04 to 1.2."""
+
+_TURN_DEG = 60.0
+"""Heads that are turned by more against the axes of their header are flagged: no scanner holds a head so."""
+
 _SPREAD_MM = 0.8
 """Largest spread of a commissure over the test-time augmentations: 0.05 to 0.25 mm on 14 heads."""
 
@@ -119,19 +125,31 @@ def _refuse_without_head(registration: Registration, source: str) -> None:
         )
 
 
+def _turn_deg(acpc_from_scanner: Float[ndarray, "4 4"]) -> float:
+    """Angle of the whole turn of a head."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(acpc_from_scanner[:3, :3]) - 1) / 2, -1, 1))))
+
+
 def _doubts(
     registration: Registration, found: Commissures, places_mm: Float[ndarray, "2 3"], grid: Grid
 ) -> Iterator[str]:
     """Reasons not to trust the pose."""
-    whole, near = registration.whole, float(registration.near.correlation)
+    near = float(registration.near.correlation)
     if near < _FLAGGED_BELOW:
         yield f"The surroundings of the commissures resemble the template little (correlation {near:.2f})."
     distance = float(np.linalg.norm(places_mm[0] - places_mm[1]))
     if not _DISTANCE_MM[0] <= distance <= _DISTANCE_MM[1]:
         yield f"The commissures are {distance:.1f} mm apart; {_DISTANCE_MM[0]:g}-{_DISTANCE_MM[1]:g} is usual."
-    sizes = np.linalg.svd(np.asarray(whole.scanner_from_mni)[:3, :3], compute_uv=False)
-    if sizes.min() < _SIZE[0] or sizes.max() > _SIZE[1]:
-        yield f"The brain is {sizes.min():.2f} to {sizes.max():.2f} times the template's size."
+    if not _SIZE[0] <= registration.size <= _SIZE[1]:
+        yield f"The brain is {registration.size:.2f} times as long as the template's, not {_SIZE[0]:g} to {_SIZE[1]:g}."
+    if not registration.distortion <= _DISTORTION:
+        yield (
+            f"The brain is stretched {registration.distortion:.2f} times more along one direction than along another, "
+            f"at most {_DISTORTION:g} is usual: check the voxel sizes in the header."
+        )
+    turn_deg = _turn_deg(registration.acpc_from_scanner)
+    if turn_deg > _TURN_DEG:
+        yield f"The head is turned by {turn_deg:.0f} degrees against its header: check its orientation."
     carried = np.linalg.norm(registration.commissures_mm - places_mm, axis=1)
     vox = transform_points(np.linalg.inv(grid.space_from_vox), places_mm)
     margins = (np.minimum(vox + 0.5, np.array(grid.shape) - 0.5 - vox) * grid.spacing_mm).min(axis=1)

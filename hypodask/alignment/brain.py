@@ -87,6 +87,18 @@ class Registration(NamedTuple):
         return np.linalg.inv(np.asarray(self.whole.scanner_from_mni, float))
 
     @property
+    def size(self) -> float:
+        """Linear size of the brain relative to the template: the cube root of the ratio of volumes."""
+        return float(np.cbrt(np.abs(np.linalg.det(np.asarray(self.whole.scanner_from_mni, float)[:3, :3]))))
+
+    @property
+    def distortion(self) -> float:
+        """Greatest over least stretch, relative to a usual adult brain: 1 where only the size differs."""
+        linear = np.asarray(self.whole.scanner_from_mni, float)[:3, :3] / MNI152.adult_stretch
+        stretches = np.linalg.svd(linear, compute_uv=False)
+        return float(stretches.max() / stretches.min())
+
+    @property
     def right(self) -> Float[ndarray, "3"]:
         """Normal of the midsagittal plane, to the subject's right.
 
@@ -134,7 +146,7 @@ def register_template(scan: Scan) -> Registration:
     moving = _moving_cube(data, head, _cube(_commissures_mm(rough), _NEAR_MM, 48))
     near = register(moving, _commissures(_NEAR_MM), rough.scanner_from_mni, freedom=12, steps=20)
     alike = float(likeness(moving, _commissures(_NEAR_MM), near.scanner_from_mni))
-    return Registration(_whole(thinned, grid, head, rough), near, alike)
+    return Registration(_whole(thinned, grid, head, near), near, alike)
 
 
 _ATTEMPTS = (("even", 1.0), ("plain", 0.88), ("even", 1.12), ("root", 1.0), ("plain", 1.12), ("even", 0.88))
@@ -214,12 +226,11 @@ def _rough(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, siz
     return Fit(many.scanner_from_mni[best], many.correlation[best])
 
 
-def _whole(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, rough: Fit) -> Fit:
-    """Register the whole brain at 8 and 4 mm, from the rough pose."""
+def _whole(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, near: Fit) -> Fit:
+    """Register the whole brain at 4 mm, from the pose of the commissures."""
     medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
     moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
-    sized = register(moving, _brain(2 * _MEDIUM_MM, CONTRAST_MM), rough.scanner_from_mni, freedom=7, steps=10)
-    return register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), sized.scanner_from_mni, freedom=12, steps=20)
+    return register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), near.scanner_from_mni, freedom=12, steps=20)
 
 
 def _commissures_mm(fit: Fit) -> Float[ndarray, "3"]:

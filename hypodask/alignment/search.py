@@ -104,7 +104,7 @@ def search(head: Field, template: Field, *, size: float = 1.0, keep: int = 40) -
     places += [place(found.linear * other) for found in places for other in _OTHER_SIZES]
     centre_mm = transform_points(template.grid.space_from_vox, (np.array(template.data.shape) - 1) / 2)
     poses = [_pose(found, head.grid, centre_mm) for found in _best(places, len(places))]
-    return distinct(poses, keep, _NEIGHBOURS_MM)
+    return _distinct(poses, keep, _NEIGHBOURS_MM)
 
 
 def _best(places: list[Place], keep: int) -> list[Place]:
@@ -119,7 +119,7 @@ def _pose(found: Place, grid: Grid, centre_mm: ndarray) -> Float[ndarray, "4 4"]
     return pose
 
 
-def distinct(poses: Iterable[Float[ndarray, "4 4"]], keep: int, apart_mm: float) -> list[Float[ndarray, "4 4"]]:
+def _distinct(poses: Iterable[Float[ndarray, "4 4"]], keep: int, apart_mm: float) -> list[Float[ndarray, "4 4"]]:
     """The first ``keep`` poses that are no neighbours of one before them."""
     kept: list[Float[ndarray, "4 4"]] = []
     for pose in poses:
