@@ -16,23 +16,27 @@ from hypodask.scan.air import above_air
 from hypodask.scan.landmarks import Landmarks
 from hypodask.scan.scan import Scan
 
-_REFUSED_BELOW = 0.40
-_FLAGGED_BELOW = 0.50
-"""Correlation with the template's brain below which a scan is refused, or its pose is flagged. Measured: 0.54 to 0.75
-on 15 scans of heads and stripped brains as stored, 0.45 on a fruit, so that this alone does not tell a head."""
+_REFUSED_BELOW, _FLAGGED_BELOW = 0.45, 0.55
+"""Correlation with the template around the commissures below which a scan is refused, or its pose is flagged."""
 
-_LOCAL_REFUSED_BELOW = 0.45
-"""The same around the commissures, which only a brain has: 0.71 to 0.86 on the same scans, 0.25 on the fruit. The limit
-was set on these images; the refused and flagged cases of ``docs/alignment.md`` are others."""
+_LEAST_LIKENESS = 0.25
+"""Plain correlation of contrast there, below which it is not that of a T1-weighted scan."""
 
 _DISTANCE_MM = (21.0, 32.0)
-"""AC-PC distances outside this range are flagged: 26.6 +- 1.4 mm in adults (AFIDs on OASIS and HCP, n = 60)."""
+"""AC-PC distances outside this range, times the size of the head, are flagged: 26.6 +- 1.4 mm in adults (AFIDs on OASIS
+and HCP, n = 60)."""
 
 _APART_MM = 6.0
 """Greatest distance of a commissure from that of the registered template: 0.1 to 2.6 mm on 14 heads."""
 
-_SIZE = (0.70, 1.20)
-"""Linear sizes relative to the template outside this range are flagged: brains of 0.65 to 3.2 litres."""
+_SIZE = (0.78, 1.33)
+"""Linear sizes relative to an average adult's outside this range are flagged: brains of 0.65 to 3.2 litres."""
+
+_DISTORTION = 1.30
+"""Largest ratio of stretches of a brain, relative to a usual adult's: 1.04 to 1.2."""
+
+_TURN_DEG = 60.0
+"""Heads that are turned by more against the axes of their header are flagged: no scanner holds a head so."""
 
 _SPREAD_MM = 0.8
 """Largest spread of a commissure over the test-time augmentations: 0.05 to 0.25 mm on 14 heads."""
@@ -90,12 +94,15 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
     scan = above_air(scan)
     registration = register_template(scan)
     _refuse_without_head(registration, scan.source or "scan")
-    pose = registration.acpc_from_scanner
+    # The network sees the head at the size of an average adult's, as those of the structures do.
+    to_average = np.diag([1 / registration.head_size] * 3 + [1.0])
+    pose = to_average @ registration.acpc_from_scanner
     for _ in range(_REFINEMENTS):
         found = find_commissures(scan.data, scan.grid, pose)
         scanner_from_found = np.linalg.inv(pose)
         pose = refined_frame(pose, found)
     ac, pc = transform_points(scanner_from_found, np.array([found.ac_mm, found.pc_mm]))
+    pose = np.linalg.inv(to_average) @ pose
     warnings = tuple(_doubts(registration, found, np.array([ac, pc]), scan.grid))
     return Alignment(
         acpc_from_scanner=pose,
@@ -106,37 +113,54 @@ def align(scan: Scan, *, landmarks: Landmarks | None = None) -> Alignment:
         flagged=bool(warnings),
         warnings=warnings,
         head_size=registration.head_size,
-        error_mm=float(np.hypot(_HELD_OUT_MM, found.spread_mm.max())),
+        error_mm=float(registration.head_size * np.hypot(_HELD_OUT_MM, found.spread_mm.max())),
     )
 
 
 def _refuse_without_head(registration: Registration, source: str) -> None:
-    fits = (
-        ("MNI152 brain", registration.whole, _REFUSED_BELOW),
-        ("commissures", registration.near, _LOCAL_REFUSED_BELOW),
-    )
-    for what, fit, least in fits:
-        # Written so that not-a-number is refused too.
-        if not float(fit.correlation) >= least:
-            raise AlignmentError(
-                f"{source}: no human head was found: the best pose explains the {what} with a correlation of "
-                f"{float(fit.correlation):.2f}, at least {least} is needed; check that this is a T1-weighted head scan"
-            )
+    near = float(registration.near.correlation)
+    # Written so that not-a-number is refused too.
+    if not near >= _REFUSED_BELOW:
+        raise AlignmentError(
+            f"{source}: no human head was found: the best pose explains the commissures' surroundings with a "
+            f"correlation of {near:.2f}, at least {_REFUSED_BELOW:g} is needed; check that this is a T1-weighted head "
+            "scan"
+        )
+    if not registration.likeness >= _LEAST_LIKENESS:
+        raise AlignmentError(
+            f"{source}: the contrast is not that of a T1-weighted scan: its correlation with the template's is "
+            f"{registration.likeness:.2f}, at least {_LEAST_LIKENESS:g} is needed; check that this is no T2-weighted "
+            "or inverted image"
+        )
+
+
+def _turn_deg(acpc_from_scanner: Float[ndarray, "4 4"]) -> float:
+    """Angle of the whole turn of a head."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(acpc_from_scanner[:3, :3]) - 1) / 2, -1, 1))))
 
 
 def _doubts(
     registration: Registration, found: Commissures, places_mm: Float[ndarray, "2 3"], grid: Grid
 ) -> Iterator[str]:
     """Reasons not to trust the pose."""
-    whole = registration.whole
-    if whole.correlation < _FLAGGED_BELOW:
-        yield f"The head resembles the template little (correlation {float(whole.correlation):.2f})."
+    near = float(registration.near.correlation)
+    if near < _FLAGGED_BELOW:
+        yield f"The surroundings of the commissures resemble the template little (correlation {near:.2f})."
     distance = float(np.linalg.norm(places_mm[0] - places_mm[1]))
-    if not _DISTANCE_MM[0] <= distance <= _DISTANCE_MM[1]:
-        yield f"The commissures are {distance:.1f} mm apart; {_DISTANCE_MM[0]:g}-{_DISTANCE_MM[1]:g} is usual."
-    sizes = np.linalg.svd(np.asarray(whole.scanner_from_mni)[:3, :3], compute_uv=False)
-    if sizes.min() < _SIZE[0] or sizes.max() > _SIZE[1]:
-        yield f"The brain is {sizes.min():.2f} to {sizes.max():.2f} times the template's size."
+    size = registration.head_size
+    low, high = (limit * size for limit in _DISTANCE_MM)
+    if not low <= distance <= high:
+        yield f"The commissures are {distance:.1f} mm apart; {low:.0f}-{high:.0f} is usual in a head of this size."
+    if not _SIZE[0] <= size <= _SIZE[1]:
+        yield f"The brain is {size:.2f} times as long as an average adult's; {_SIZE[0]:g} to {_SIZE[1]:g} is usual."
+    if not registration.distortion <= _DISTORTION:
+        yield (
+            f"The brain is stretched {registration.distortion:.2f} times more along one direction than along another, "
+            f"at most {_DISTORTION:g} is usual: check the voxel sizes in the header."
+        )
+    turn_deg = _turn_deg(registration.acpc_from_scanner)
+    if turn_deg > _TURN_DEG:
+        yield f"The head is turned by {turn_deg:.0f} degrees against its header: check its orientation."
     carried = np.linalg.norm(registration.commissures_mm - places_mm, axis=1)
     vox = transform_points(np.linalg.inv(grid.space_from_vox), places_mm)
     margins = (np.minimum(vox + 0.5, np.array(grid.shape) - 0.5 - vox) * grid.spacing_mm).min(axis=1)

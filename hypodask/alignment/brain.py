@@ -14,8 +14,17 @@ from numpy import ndarray
 from scipy import ndimage
 
 from hypodask.alignment.pose import acpc_frame
-from hypodask.alignment.register import CONTRAST_MM, Fit, Fixed, Moving, local_contrast, register, register_from
-from hypodask.alignment.search import COARSE_MM, FIELD, Field, distinct, search
+from hypodask.alignment.register import (
+    CONTRAST_MM,
+    Fit,
+    Fixed,
+    Moving,
+    likeness,
+    local_contrast,
+    register,
+    register_from,
+)
+from hypodask.alignment.search import COARSE_MM, FIELD, Field, search
 from hypodask.core.grid import Grid, transform_points
 from hypodask.image.intensity import white_level
 from hypodask.image.resampling import interpolate, low_pass, resample
@@ -37,24 +46,24 @@ _LEAST_WEIGHT = 0.02
 _MEDIUM_MM = 4.0
 """Voxel size at which the whole brain is registered."""
 
-_FAR_MM, _WIDE_MM, _FAR_STEPS = 12.0, 16.0, 8
-"""Voxel size of the template, reach of the contrast and number of steps in the first registration. Twice the usual
-reach, so that it converges from poses that are 15 degrees off."""
-
-_STARTS, _RIGID, _AFFINE = 40, 4, 2
-"""Number of poses that are registered at 12 mm, and of the best of them at 8 and at 4 mm. Measured on 24 re-poses of
-six heads with a bright scalp, wide ventricles or a cropped field of view: four fail with 16 starts, one with 40, which
-is refused."""
+_ROUGH_MM, _ROUGH_STEPS, _STARTS = 6.0, 12, 40
+"""Voxel size of the template and number of steps with which the surroundings of the commissures are registered from
+each of the poses that the search found, and number of these."""
 
 _NEAR_MM = 3.0
 """Voxel size at which the surroundings of the commissures are registered."""
 
-_SAME_POSE_MM = 1.0
-"""Poses nearer to each other than this, on the surface of the brain, count as one."""
-
 _BRIGHTEST = 1.0
 """Intensities are cut at white matter: scalp beside a surface coil can be several times brighter than the brain, and
 would dominate the fit."""
+
+
+_SURE = 0.60
+"""Correlation around the commissures from which on no other pose is looked for."""
+
+_TISSUE, _EVEN_STEPS, _WHITE_OVER_TISSUE = 0.1, 5, 1.35
+"""Of the correction of shading: what is darker, in units of white matter, is air or bone; steps of the fit; white
+matter over the median of what is brighter."""
 
 
 class Registration(NamedTuple):
@@ -64,6 +73,8 @@ class Registration(NamedTuple):
     """To the whole brain."""
     near: Fit
     """To the surroundings of the commissures alone."""
+    likeness: float
+    """Plain correlation of the contrast there, -1 to 1: negative if bright and dark are exchanged."""
 
     @property
     def commissures_mm(self) -> Float[ndarray, "2 3"]:
@@ -82,6 +93,13 @@ class Registration(NamedTuple):
         return float(np.cbrt(volume))
 
     @property
+    def distortion(self) -> float:
+        """Greatest over least stretch, relative to a usual adult brain: 1 where only the size differs."""
+        linear = np.asarray(self.whole.scanner_from_mni, float)[:3, :3] / MNI152.adult_stretch
+        stretches = np.linalg.svd(linear, compute_uv=False)
+        return float(stretches.max() / stretches.min())
+
+    @property
     def right(self) -> Float[ndarray, "3"]:
         """Normal of the midsagittal plane, to the subject's right.
 
@@ -90,7 +108,7 @@ class Registration(NamedTuple):
         the plane midway between them.
         """
         # Normals of planes transform by the inverse transpose; x = 0 of the template is its midsagittal plane.
-        planes = [np.linalg.inv(np.asarray(fit.scanner_from_mni, float))[0, :3] for fit in self]
+        planes = [np.linalg.inv(np.asarray(fit.scanner_from_mni, float))[0, :3] for fit in (self.whole, self.near)]
         normal = sum(plane / np.linalg.norm(plane) for plane in planes)
         return np.asarray(normal / np.linalg.norm(normal))
 
@@ -106,46 +124,133 @@ class Registration(NamedTuple):
 def register_template(scan: Scan) -> Registration:
     """Find the template's brain in a head.
 
+    How well the surroundings of the commissures fit tells a right pose from a wrong one. Where they fit too little,
+    the search is repeated with other intensities and sizes, and the best fit of all is kept.
+
     Parameters
     ----------
     scan
         T1-weighted head in any pose; anything else is registered too, with a low correlation.
     """
-    data = scan.data / white_level(scan.data)
-    np.clip(data, 0.0, _BRIGHTEST, out=data)
-    whole = _register_brain(data, scan.grid)
-    near = _cube(
-        transform_points(np.asarray(whole.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0)), _NEAR_MM, 48
-    )
-    moving = _moving(resample(data, scan.grid, near), scan.grid, near, CONTRAST_MM)
-    return Registration(whole, register(moving, _commissures(), whole.scanner_from_mni, freedom=12, steps=15))
+    levels = scan.data / white_level(scan.data)
+    data = np.clip(levels, 0.0, _BRIGHTEST)
+    head = _Head(data, scan.grid, _centre_vox(data))
+    thinned, grid = _thinned(data, head, _MEDIUM_MM)
+    rough = _rough(thinned, grid, head, 1.0)
+    if not rough.correlation >= _SURE:
+        images = {"even": _even(_thinned(levels, head, _MEDIUM_MM)[0]), "root": np.sqrt(thinned), "plain": thinned}
+        for intensities, size in _ATTEMPTS:
+            other = _rough(images[intensities], grid, head, size)
+            rough = max(rough, other, key=_correlation)
+            if rough.correlation >= _SURE:
+                break
+    moving = _moving_cube(data, head, _cube(_commissures_mm(rough), _NEAR_MM, 48))
+    near = register(moving, _commissures(_NEAR_MM), rough.scanner_from_mni, freedom=12, steps=20)
+    alike = float(likeness(moving, _commissures(_NEAR_MM), near.scanner_from_mni))
+    return Registration(_whole(thinned, grid, head, near), near, alike)
 
 
-def _register_brain(data: Float32[ndarray, "i j k"], grid: Grid) -> Fit:
-    """Search all poses at 10 mm, then register the brain at 12, 8 and 4 mm, from fewer poses each time."""
-    medium, wide = _cube(grid.centre_mm, _MEDIUM_MM, 80), _cube(grid.centre_mm, 2 * _MEDIUM_MM, 40)
-    thinned, thin_grid = low_pass(data, grid, _MEDIUM_MM)
-    # Size is held at first: a free size grows until the template's brain fills the scalp.
-    far = _moving(resample(thinned, thin_grid, wide), grid, wide, _WIDE_MM)
-    starts = jnp.asarray(_starts(thinned, thin_grid, grid))
-    many = register_from(far, _brain(_FAR_MM, _WIDE_MM), starts, freedom=6, steps=_FAR_STEPS)
-    order = np.argsort(-np.asarray(many.correlation))
-    best_starts = distinct(np.asarray(many.scanner_from_mni, float)[order], _RIGID, 3 * _SAME_POSE_MM)
-    moving = _moving(interpolate(thinned, thin_grid, medium), grid, medium, CONTRAST_MM)
-    posed = [register(moving, _brain(8.0, CONTRAST_MM), start, freedom=6, steps=10) for start in best_starts]
-    poses = [np.asarray(fit.scanner_from_mni, float) for fit in sorted(posed, key=_correlation, reverse=True)]
-    best = distinct(poses, _AFFINE, _SAME_POSE_MM)
-    brain = _brain(_MEDIUM_MM, CONTRAST_MM)
-    free = [register(moving, brain, jnp.asarray(start, jnp.float32), freedom=12, steps=20) for start in best]
-    return max(free, key=_correlation)
+_ATTEMPTS = (("even", 1.0), ("plain", 0.88), ("even", 1.12), ("root", 1.0), ("plain", 1.12), ("even", 0.88))
+"""Intensities and sizes of the brain with which a head is searched again, one after the other until one fits."""
 
 
-def _starts(data: Float32[ndarray, "i j k"], thin_grid: Grid, grid: Grid) -> Float32[ndarray, "start 4 4"]:
+def _even(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
+    """Intensities without the shading of a surface coil, white matter near 1.
+
+    The shading is the exponential of a quadratic in position, fitted to the logarithm of what is not air; Tukey
+    weights leave out fat and fluid.
+    """
+    tissue = data > _TISSUE
+    if tissue.sum() < 1000:
+        return data
+    at = np.argwhere(tissue)
+    x, y, z = ((at - at.mean(axis=0)) / at.std(axis=0).max()).T
+    terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    logarithm = np.log(data[tissue])
+    weights = np.ones_like(x)
+    for _ in range(_EVEN_STEPS):
+        normal = (terms * weights[:, None]).T @ terms + 1e-6 * np.eye(terms.shape[1])
+        rest = logarithm - terms @ np.linalg.solve(normal, terms.T @ (weights * logarithm))
+        weights = np.clip(1 - (rest / (3 * 1.4826 * np.median(np.abs(rest)) + 1e-6)) ** 2, 0, 1) ** 2
+    even = np.zeros_like(data)
+    even[tissue] = np.exp(rest - np.median(rest)) / _WHITE_OVER_TISSUE
+    return np.clip(even, 0.0, _BRIGHTEST)
+
+
+class _Head(NamedTuple):
+    """A scan that is registered."""
+
+    data: Float32[ndarray, "i j k"]
+    """Intensities, white matter near 1 and cut there."""
+    grid: Grid
+    centre_vox: Float[ndarray, "3"]
+    """Centre of mass of what is bright, which padding with air does not move."""
+
+    @property
+    def centre_mm(self) -> Float[ndarray, "3"]:
+        """The same in the scanner."""
+        return transform_points(self.grid.space_from_vox, self.centre_vox)
+
+
+def _centre_vox(data: Float32[ndarray, "i j k"]) -> Float[ndarray, "3"]:
+    """Centre of mass; the middle of the field of view if nothing is bright."""
+    profiles = [data.sum(axis=tuple({0, 1, 2} - {axis}), dtype=float) for axis in range(3)]
+    if not profiles[0].sum() > 0:
+        return (np.array(data.shape) - 1) / 2
+    return np.array([np.average(np.arange(len(profile)), weights=profile) for profile in profiles])
+
+
+def _anchored(data: Float32[ndarray, "i j k"], head: _Head, spacing_mm: float) -> tuple[ndarray, Grid]:
+    """The volume without its first voxels, so few that thinning it meets the head's centre in the same phase.
+
+    Thinning averages whole groups of voxels, counted from the first one. Were that the first of the field of view,
+    padding by a voxel would form other groups, and move the result by up to a quarter of a millimetre.
+    """
+    steps = np.maximum(1, np.floor(spacing_mm / np.array(head.grid.spacing_mm) + 1e-3)).astype(int)
+    first = np.round(head.centre_vox).astype(int) % steps
+    first = np.where(first < np.array(data.shape) // 2, first, 0)
+    part = data[tuple(slice(n, None) for n in first)]
+    return part, head.grid.block(first, part.shape)
+
+
+def _thinned(data: Float32[ndarray, "i j k"], head: _Head, spacing_mm: float) -> tuple[ndarray, Grid]:
+    return low_pass(*_anchored(data, head, spacing_mm), spacing_mm)
+
+
+def _rough(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float) -> Fit:
+    """Search all poses at 10 mm, then register the surroundings of the commissures from each of the best, at 6 mm."""
+    medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
+    moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
+    starts = jnp.asarray(_starts(thinned, thin_grid, head, size))
+    many = register_from(moving, _commissures(_ROUGH_MM), starts, freedom=7, steps=_ROUGH_STEPS)
+    best = int(np.argmax(np.nan_to_num(np.asarray(many.correlation), nan=-1.0)))
+    return Fit(many.scanner_from_mni[best], many.correlation[best])
+
+
+def _whole(thinned: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, near: Fit) -> Fit:
+    """Register the whole brain at 4 mm, from the pose of the commissures."""
+    medium = _cube(head.centre_mm, _MEDIUM_MM, 80)
+    moving = _moving(interpolate(thinned, thin_grid, medium), head.grid, medium, CONTRAST_MM)
+    return register(moving, _brain(_MEDIUM_MM, CONTRAST_MM), near.scanner_from_mni, freedom=12, steps=20)
+
+
+def _commissures_mm(fit: Fit) -> Float[ndarray, "3"]:
+    """Where the middle of the template's commissures lies in the scanner."""
+    return transform_points(np.asarray(fit.scanner_from_mni, float), MNI152.commissures_mm.mean(axis=0))
+
+
+def _moving_cube(data: Float32[ndarray, "i j k"], head: _Head, onto: Grid) -> Moving:
+    part, grid = _anchored(data, head, onto.spacing_mm[0])
+    return _moving(resample(part, grid, onto), head.grid, onto, CONTRAST_MM)
+
+
+def _starts(
+    data: Float32[ndarray, "i j k"], thin_grid: Grid, head: _Head, size: float
+) -> Float32[ndarray, "start 4 4"]:
     """Likely poses ``scanner_from_mni``; always as many, so that one compiled program serves all heads."""
-    coarse = _cube(grid.centre_mm, COARSE_MM, FIELD)
-    starts = search(
-        Field(resample(data, thin_grid, coarse), _seen(grid, coarse), coarse), _template(COARSE_MM), keep=_STARTS
-    )
+    coarse = _cube(head.centre_mm, COARSE_MM, FIELD)
+    field = Field(resample(data, thin_grid, coarse), _seen(head.grid, coarse), coarse)
+    starts = search(field, _template(COARSE_MM), size=size, keep=_STARTS)
     return np.stack([*starts, *starts[:1] * (_STARTS - len(starts))]).astype(np.float32)
 
 
@@ -185,24 +290,24 @@ def _ringed() -> Float32[ndarray, "i j k"]:
     return (ndimage.distance_transform_edt(~brain) <= _RING_MM).astype(np.float32)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=5)
 def _template(spacing_mm: float) -> Field:
     brain = MNI152.brain
     data, grid = low_pass(brain.data, brain.grid, spacing_mm)
     return Field(data, low_pass(_ringed(), brain.grid, spacing_mm)[0], grid)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=5)
 def _brain(spacing_mm: float, reach_mm: float) -> Fixed:
     """Points of the brain and its ring."""
     template = _template(spacing_mm)
     return _points(template, template.seen, reach_mm)
 
 
-@lru_cache(maxsize=1)
-def _commissures() -> Fixed:
+@lru_cache(maxsize=2)
+def _commissures(spacing_mm: float) -> Fixed:
     """Points around the commissures, weighted by a Gaussian."""
-    template = _template(_NEAR_MM)
+    template = _template(spacing_mm)
     index = np.moveaxis(np.indices(template.data.shape), 0, -1)
     distance = np.linalg.norm(
         transform_points(template.grid.space_from_vox, index) - MNI152.commissures_mm.mean(axis=0), axis=-1

@@ -166,6 +166,15 @@ def _explained(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4
     return jnp.sqrt(jnp.maximum(0.0, 1 - left))
 
 
+@jax.jit
+def likeness(moving: Moving, fixed: Fixed, scanner_from_mni: Float[Array, "4 4"]) -> Float[Array, ""]:
+    """Correlation of head and template at a pose, -1 to 1; nothing is fitted, so that its sign says which is bright."""
+    values, _, weights = _sample(moving, fixed, scanner_from_mni)
+    share = weights / weights.sum()
+    here, there = values - share @ values, fixed.values - share @ fixed.values
+    return share @ (here * there) / (jnp.sqrt((share @ here**2) * (share @ there**2)) + 1e-6)
+
+
 def _moved(pose: Array, move: Array, fixed: Fixed, directions: Array) -> Array:
     """The pose after a small move about the middle of the template's points."""
     centre = (pose @ jnp.append(_middle(fixed), 1.0))[:3]

@@ -23,7 +23,7 @@ from hypodask.scan.template import MNI152
 
 COARSE_MM = 10.0
 FIELD = 28
-"""Voxels along each side of the coarse head: 280 mm about the middle of the field of view."""
+"""Voxels along each side of the coarse head: 280 mm about the centre of what is bright."""
 _WINDOW = 40
 """Side of the FFT: the head plus half a rotated brain, so that shifts do not wrap around."""
 _BRAIN = 24
@@ -77,7 +77,7 @@ def _turns_net() -> Float[ndarray, "n 3 3"]:
     return Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * MNI152.adult_stretch
 
 
-def search(head: Field, template: Field, *, keep: int = 40) -> list[Float[ndarray, "4 4"]]:
+def search(head: Field, template: Field, *, size: float = 1.0, keep: int = 40) -> list[Float[ndarray, "4 4"]]:
     """The ``keep`` most likely poses ``scanner_from_mni``, best first, none a neighbour of another.
 
     Parameters
@@ -86,6 +86,8 @@ def search(head: Field, template: Field, *, keep: int = 40) -> list[Float[ndarra
         ``FIELD`` voxels of ``COARSE_MM`` along each of the scanner's axes.
     template
         Brain and ring, in voxels of the same size along the template's axes.
+    size
+        Of the brain, relative to that of most adults.
     keep
         Poses returned at most.
     """
@@ -98,11 +100,11 @@ def search(head: Field, template: Field, *, keep: int = 40) -> list[Float[ndarra
         wrapped = (index + _WINDOW - FIELD - 8) % _WINDOW - (_WINDOW - FIELD - 8)
         return Place(float(score), linear, wrapped.astype(float))
 
-    places = _best([place(linear) for linear in _turns_net()], _RESIZED)
-    places += [place(found.linear * size) for found in places for size in _OTHER_SIZES]
+    places = _best([place(linear * size) for linear in _turns_net()], _RESIZED)
+    places += [place(found.linear * other) for found in places for other in _OTHER_SIZES]
     centre_mm = transform_points(template.grid.space_from_vox, (np.array(template.data.shape) - 1) / 2)
     poses = [_pose(found, head.grid, centre_mm) for found in _best(places, len(places))]
-    return distinct(poses, keep, _NEIGHBOURS_MM)
+    return _distinct(poses, keep, _NEIGHBOURS_MM)
 
 
 def _best(places: list[Place], keep: int) -> list[Place]:
@@ -117,7 +119,7 @@ def _pose(found: Place, grid: Grid, centre_mm: ndarray) -> Float[ndarray, "4 4"]
     return pose
 
 
-def distinct(poses: Iterable[Float[ndarray, "4 4"]], keep: int, apart_mm: float) -> list[Float[ndarray, "4 4"]]:
+def _distinct(poses: Iterable[Float[ndarray, "4 4"]], keep: int, apart_mm: float) -> list[Float[ndarray, "4 4"]]:
     """The first ``keep`` poses that are no neighbours of one before them."""
     kept: list[Float[ndarray, "4 4"]] = []
     for pose in poses:

@@ -14,17 +14,19 @@ from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
 from hypodask.alignment import Alignment, acpc_frame, align
+from hypodask.alignment.brain import _even
 from hypodask.alignment.register import (
     Fixed,
     Moving,
     _exponential,
     _generators,
+    likeness,
     local_contrast,
     register,
     register_from,
 )
-from hypodask.alignment.search import _turns_net, distinct
-from hypodask.core.errors import AlignmentError
+from hypodask.alignment.search import _distinct, _turns_net
+from hypodask.core.errors import AlignmentError, BackgroundError
 from hypodask.core.grid import Grid, transform_points
 from hypodask.image.resampling import resample
 from hypodask.phantom import HeadOptions, Truth, simulate_head
@@ -155,11 +157,127 @@ def one_value(grid: Grid) -> np.ndarray:
     return np.full(grid.shape, 7.0, np.float32)
 
 
-@pytest.mark.parametrize("volume", [white_noise, ball, one_value])
+@pytest.mark.parametrize("volume", [ball, one_value])
 def test_what_is_no_head_is_refused(volume: Callable[[Grid], np.ndarray]) -> None:
     grid = cube(3.0, 64)
     with pytest.raises(AlignmentError, match=r"a\.nii: no human head was found: .* is needed; check that"):
         align(Scan(volume(grid), grid, source="a.nii"))
+
+
+def test_noise_is_refused_for_its_background() -> None:
+    grid = cube(3.0, 64)
+    with pytest.raises(BackgroundError, match=r"a\.nii: the background is noise as bright as the head"):
+        align(Scan(white_noise(grid), grid, source="a.nii"))
+
+
+def about(place_mm: np.ndarray, linear: np.ndarray) -> np.ndarray:
+    """The affine that leaves a place where it is."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear, place_mm - linear @ place_mm
+    return matrix
+
+
+def under_header(scan: Scan, matrix: np.ndarray) -> Scan:
+    return replace(scan, grid=scan.grid.moved(matrix, "scanner"))
+
+
+@pytest.mark.parametrize("size", [0.88, 0.94, 1.06, 1.12])
+def test_a_smaller_or_larger_head_is_aligned_alike(
+    heads: dict[int, tuple[Scan, Truth]], poses: dict[int, Alignment], size: float
+) -> None:
+    scan, truth = heads[2]
+    resized = about(truth.ac_mm, size * np.eye(3))
+    pose = align(under_header(scan, resized))
+    assert (pose.flagged, pose.warnings) == (False, ())
+    assert np.linalg.norm(pose.ac_mm - transform_points(resized, poses[2].ac_mm)) < 0.5
+    assert np.linalg.norm(pose.pc_mm - transform_points(resized, poses[2].pc_mm)) < 0.5
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 20])
+def test_air_around_the_head_does_not_move_it(
+    heads: dict[int, tuple[Scan, Truth]], poses: dict[int, Alignment], width: int
+) -> None:
+    scan, _ = heads[1]
+    wide = scan.grid.block(np.full(3, -width), tuple(n + 2 * width for n in scan.grid.shape))
+    stored = np.asfortranarray(np.pad(scan.stored, width))
+    pose = align(Scan(stored, wide, slope=scan.slope, intercept=scan.intercept))
+    assert pose.ac_mm == pytest.approx(poses[1].ac_mm, abs=0.05)
+    assert pose.pc_mm == pytest.approx(poses[1].pc_mm, abs=0.05)
+
+
+def coil_shading(grid: Grid, centre_mm: np.ndarray) -> np.ndarray:
+    """4 times brighter at the surface of the head than at its centre."""
+    places = transform_points(grid.space_from_vox, np.moveaxis(np.indices(grid.shape), 0, -1))
+    return 4.0 ** np.minimum(np.linalg.norm(places - centre_mm, axis=-1) / 95, 1.2)
+
+
+def test_the_shading_of_a_surface_coil_does_not_hide_the_head(
+    heads: dict[int, tuple[Scan, Truth]], poses: dict[int, Alignment]
+) -> None:
+    scan, truth = heads[1]
+    shaded = scan.data * coil_shading(scan.grid, truth.ac_mm)
+    pose = align(Scan(np.asfortranarray(shaded.astype(np.float32)), scan.grid))
+    assert not pose.flagged
+    assert np.linalg.norm(pose.ac_mm - poses[1].ac_mm) < 0.5
+    assert np.linalg.norm(pose.pc_mm - poses[1].pc_mm) < 0.5
+
+
+def test_an_evened_head_is_about_as_bright_at_its_surface_as_at_its_centre(
+    heads: dict[int, tuple[Scan, Truth]],
+) -> None:
+    scan, truth = heads[1]
+    plain = scan.data / np.percentile(scan.data, 95)
+    shaded = (plain * coil_shading(scan.grid, truth.ac_mm)).astype(np.float32)
+    places = transform_points(scan.grid.space_from_vox, np.moveaxis(np.indices(scan.grid.shape), 0, -1))
+    distance = np.linalg.norm(places - truth.ac_mm, axis=-1)
+
+    def outer_over_inner(image: np.ndarray) -> float:
+        inner, outer = (image[part & (plain > 0.3)] for part in (distance < 35, (distance > 60) & (distance < 75)))
+        return float(np.median(outer) / np.median(inner))
+
+    before, after = (np.log(outer_over_inner(image) / outer_over_inner(plain)) for image in (shaded, _even(shaded)))
+    assert before > 0.5
+    assert abs(after) < 0.5 * before, (before, after)
+
+
+def test_inverted_contrast_is_refused_with_that_reason(heads: dict[int, tuple[Scan, Truth]]) -> None:
+    scan, _ = heads[1]
+    white = np.percentile(scan.data[scan.data > 0.3 * scan.data.max()], 50)
+    inverted = np.where(scan.data > 0.1 * white, np.maximum(1.5 * white - scan.data, 0), 0)
+    with pytest.raises(AlignmentError, match="the contrast is not that of a T1-weighted scan"):
+        align(Scan(np.asfortranarray(inverted.astype(np.float32)), scan.grid))
+
+
+WRONG_HEADERS = {
+    "upside down": np.diag([-1.0, 1, -1]),
+    "pitched by 90 degrees": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
+    "on its side": np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]),
+    "1.5 times as long": np.diag([1.0, 1.5, 1]),
+    "sheared": np.array([[1.0, 0, 0.6], [0, 1, 0], [0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("header", WRONG_HEADERS)
+def test_a_head_under_a_wrong_header_is_not_answered_in_silence(
+    heads: dict[int, tuple[Scan, Truth]], header: str
+) -> None:
+    scan, truth = heads[1]
+    try:
+        pose = align(under_header(scan, about(truth.ac_mm, WRONG_HEADERS[header])))
+    except AlignmentError:
+        return
+    assert pose.flagged
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_likeness_tells_a_head_from_its_negative(sign: float) -> None:
+    grid = cube(4.0, 24)
+    blobs = ndimage.gaussian_filter(white_noise(grid), 1.5)
+    moving = Moving(jnp.asarray(blobs), jnp.ones(grid.shape), jnp.asarray(np.linalg.inv(grid.space_from_vox)))
+    points = transform_points(grid.space_from_vox, np.argwhere(np.ones((8, 8, 8))) + 8)
+    values = sign * blobs[8:16, 8:16, 8:16].ravel()
+    fixed = Fixed(*(jnp.asarray(a, jnp.float32) for a in (points.T, values, np.ones_like(values))))
+    assert float(likeness(moving, fixed, jnp.eye(4))) == pytest.approx(sign, abs=0.01)
 
 
 def test_contrast_does_not_see_gain_fields_and_dark_air() -> None:
@@ -202,7 +320,7 @@ def test_neighbours_of_a_better_pose_are_left_out() -> None:
         pose[0, 3] = shift_mm
         return pose
 
-    kept = distinct([at(0.4), at(0.0), at(30.0), at(31.0), at(60.0)], 2, 8.0)
+    kept = _distinct([at(0.4), at(0.0), at(30.0), at(31.0), at(60.0)], 2, 8.0)
     assert [pose[0, 3] for pose in kept] == [0.4, 30.0]
 
 

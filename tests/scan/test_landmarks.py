@@ -269,7 +269,8 @@ def test_a_head_that_was_not_found_is_aligned_by_hand_if_a_midline_point_tells_i
     refused(r"give a third point of the midsagittal plane \(IH\)", align, cube(), landmarks=PLACED)
     pose = align(cube(), landmarks=Landmarks(AC, PC, IH))
     assert (pose.source, pose.flagged, np.isnan(pose.score)) == ("landmarks", False, True)
-    assert pose.warnings[0].endswith("no automatic alignment was found that could confirm them.")
+    assert "no automatic alignment was found that could confirm them." in pose.warnings[0]
+    assert "that of an average adult's is taken" in pose.warnings[0]
 
 
 @pytest.fixture(scope="module")
