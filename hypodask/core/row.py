@@ -34,7 +34,8 @@ class Row:
     warnings: str = ""
     """Reasons to be careful with the volumes, sentences joined by a space."""
     flagged: bool = False
-    """Whether the pose could not be trusted."""
+    """Whether the pose could not be trusted, or a part of the hypothalamus is missing; ``warnings`` says which. Volumes
+    that are flagged have no interval."""
 
     volume_mm3: dict[str, float] = field(default_factory=dict)
     """The volume to publish, by structure: ``soft_volume_mm3`` or, for a model whose posteriors are not
