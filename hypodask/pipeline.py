@@ -53,7 +53,7 @@ from hypodask.study.ids import scan_stem
 Model = str | PathLike[str] | Network
 Models = Model | Sequence[Model] | None
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 """Raised whenever the volumes of a scan, or what its row says of them, may differ with the same weights: rows of
 another version are made anew."""
 

@@ -52,7 +52,7 @@ class Row:
 
     quality: float = float("nan")
     """How far the result can be trusted, 0 (worthless) to 1 (nothing unusual), see :mod:`hypodask.quality`. It depends
-    neither on the group nor on the size of the hypothalamus."""
+    neither on the group nor, within very wide limits, on the size of the hypothalamus."""
     alignment_score: float = float("nan")
     """Correlation of the aligned brain with the template, -1 to 1."""
     alignment_error_mm: float = float("nan")

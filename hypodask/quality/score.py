@@ -111,7 +111,7 @@ MEASURES = (
         Measure(
             f"part_{label.structure}",
             "low",
-            0.7,
+            0.5,
             f"Hardly anything of the {label.structure.replace('_', ' ')} part of the {{structure}} was found: "
             "{value} of its side",
             "{:.1%}",
@@ -284,11 +284,16 @@ def _of_segmentation(main: Volumes, alignment: Alignment) -> Measures:
 
 
 def _of_completeness(main: Volumes, icv: Volumes, alignment: Alignment) -> Measures:
-    """Whether the main structure has both ends and all of its parts, and a volume that a head of this size can have."""
+    """Whether the main structure has both ends and all of its parts, and a volume that a head of this size can have.
+
+    Where a structure ends, and what share each part has, depends on the label protocol: not-a-number for protocols
+    other than that of the ranges.
+    """
     found = main.cleaned
-    (_, back, bottom), (_, front, top) = shape.ends_mm(
-        1 - found.posteriors[0], main.to_acpc(alignment) @ found.grid.space_from_vox
-    )
+    ends = shape.ends_mm(1 - found.posteriors[0], main.to_acpc(alignment) @ found.grid.space_from_vox)
+    if not (known := found.labels.protocol == MAIN.label_tables[0].protocol):
+        ends = np.full((2, 3), np.nan)
+    (_, back, bottom), (_, front, top) = ends
     low, high = MAIN.usual_volume_mm3(found.labels.protocol)
     heads = icv.soft_mm3[HEAD_SIZE.name] / _MEAN_ICV_MM3
     volume = main.to_publish()
@@ -299,7 +304,7 @@ def _of_completeness(main: Volumes, icv: Volumes, alignment: Alignment) -> Measu
         "top_mm": float(top),
         **{
             f"part_{label.structure}": volume[label.structure] / max(volume[f"{MAIN.name}_{label.hemisphere}"], 1e-6)
-            if label.structure in volume
+            if known and label.structure in volume
             else np.nan
             for label in MAIN.label_tables[0]
         },
