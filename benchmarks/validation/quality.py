@@ -100,6 +100,9 @@ def in_first_half(table: pd.DataFrame) -> pd.Series:
 # --- Ranges of sound scans -------------------------------------------------------------------------------------------
 
 
+LARGEST_USUAL_MM = 1.5
+"""Networks had their errors measured on scans of 0.7 to 1 mm: for intervals, what such scans have is usual."""
+
 REACH_SD = 2.5
 """Ranges reach at least this many standard deviations to both sides: the extremes of few scans are no limits."""
 
@@ -126,7 +129,11 @@ def _short(value: float) -> float:
 
 
 def errors_of(sound: pd.DataFrame, sensitivities: dict[str, float]) -> VolumeErrors:
-    """Noise and uncertainty of good-quality scans, and the sensitivities that ``validation.intervals`` measured."""
+    """Noise and uncertainty of good-quality scans, and the sensitivities that ``validation.intervals`` measured.
+
+    Only of scans with voxels like those that the networks' errors on held-out scans were measured on.
+    """
+    sound = sound[sound["voxel_mm"] <= LARGEST_USUAL_MM]
     spread = sound["member_spread"].dropna() if "member_spread" in sound else pd.Series(dtype=float)
     return VolumeErrors(
         pose_per_mm=sensitivities["pose_per_mm"],
