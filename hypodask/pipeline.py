@@ -108,7 +108,8 @@ class Measured:
     volume_mm3: Mapping[str, float]
     """Volume to publish of each structure, side and part, mm3."""
     interval_mm3: Mapping[str, tuple[float, float]]
-    """95 % intervals of these volumes, mm3; only where the error of the network was measured."""
+    """95 % intervals of these volumes, mm3; only where the error of the network was measured and the volume was not
+    flagged."""
     measures: Measures
     """What quality was judged by."""
     quality: Quality
@@ -125,7 +126,7 @@ class Measured:
             "label_volume_mm3": {name: v for one in volumes for name, v in one.label_mm3.items()},
             "volume_low_mm3": {name: low for name, (low, _) in self.interval_mm3.items()},
             "volume_high_mm3": {name: high for name, (_, high) in self.interval_mm3.items()},
-            "flagged": self.alignment.flagged,
+            "flagged": self.alignment.flagged or bool(self.quality.missing),
             "quality": self.quality.score,
             "alignment_score": self.alignment.score,
             "alignment_error_mm": self.alignment.error_mm,
@@ -184,12 +185,15 @@ def measure_scan(scan: Scan, networks: Sequence[Network], *, landmarks: Landmark
     volume_mm3 = {name: volume for network in networks for name, volume in volumes[network.task].to_publish().items()}
     measures = examine(scan, alignment, volumes, label_maps[HEAD_SIZE.name])
     quality = judge(measures)
+    intervals = volume_intervals(networks, volumes, volume_mm3, measures)
+    # The errors of a wrong pose or a missing part were not measured: no interval is better than a narrow one.
+    incomplete = volumes[MAIN.name].soft_mm3 if quality.missing else {}
     return Measured(
         alignment=alignment,
         volumes=volumes,
         label_maps=label_maps,
         volume_mm3=volume_mm3,
-        interval_mm3=volume_intervals(networks, volumes, volume_mm3, measures),
+        interval_mm3={} if alignment.flagged else {n: v for n, v in intervals.items() if n not in incomplete},
         measures=measures,
         quality=quality,
         warnings=scan_warnings(scan, alignment, volumes, volume_mm3, label_maps, quality),

@@ -78,7 +78,8 @@ def scan_file(tmp_path):
         grid = box_grid(shape, (4.0, 4.0, 4.0), centre)
         at = transform_points(grid.space_from_vox, np.moveaxis(np.indices(shape), 0, -1)) - np.array(CAVITY[0])
         radius = np.linalg.norm(at / CAVITY[1], axis=-1)
-        voxels = 100 * (radius < 1) + 60 * skull * ((radius > 1) & (radius < 1.4))
+        tissue = np.where(np.sin(at[..., 1] / 9) < -0.6, 30, 100)
+        voxels = tissue * (radius < 1) + 60 * skull * ((radius > 1) & (radius < 1.4))
         voxels = np.where(at[..., 0] > 0, right * voxels, voxels)
         nib.save(nib.Nifti1Image(voxels.astype(np.uint8), grid.space_from_vox), tmp_path / name)
         return tmp_path / name
@@ -135,6 +136,22 @@ def test_the_interval_of_a_doubtful_pose_is_wider(aligned, scan_file):
     assert unsure["hypothalamus"] == sure["hypothalamus"]
 
 
+def test_a_flagged_pose_has_no_interval(aligned, scan_file):
+    aligned(replace(POSE, flagged=True))
+    row = process_scan(scan_file(), models=FAKES)
+    assert row.flagged
+    assert row.volume_low_mm3 == row.volume_high_mm3 == {}
+
+
+def test_a_segmentation_that_lacks_a_side_flags_the_row_and_has_no_interval(aligned, scan_file):
+    one_side = [SIDES[0], 0 * SIDES[1]]
+    row = process_scan(scan_file(), models=(Fake(labelled(BOX, HYPOTHALAMUS_SIDES, one_side)), CRANIUM))
+    assert (row.status, row.flagged) == ("done", True)
+    assert "The left hypothalamus is 148.41 times as large as the right one (usual: " in row.warnings
+    assert row.quality < 0.1
+    assert "hypothalamus" not in row.volume_low_mm3
+
+
 def test_quality_is_kept_with_what_it_was_judged_by(aligned, scan_file, out):
     row = process_scan(scan_file(), out=out, models=FAKES)
     measures = read_record(str(out / row.store), "quality")
@@ -146,8 +163,8 @@ def test_quality_is_kept_with_what_it_was_judged_by(aligned, scan_file, out):
 def test_a_head_without_signal_on_one_side_has_a_low_quality_that_the_warnings_explain(aligned, scan_file):
     sound, half = process_scan(scan_file(), models=FAKES), process_scan(scan_file(right=0.05), models=FAKES)
     assert half.quality < 0.5
-    assert "times as bright as the right one" in half.warnings
-    assert "times as bright as the right one" not in sound.warnings
+    assert "times that right of it" in half.warnings
+    assert "times that right of it" not in sound.warnings
 
 
 def test_in_a_protocol_whose_posteriors_are_not_calibrated_labels_are_counted(aligned, scan_file):
@@ -250,7 +267,7 @@ def test_a_pose_that_leaves_the_field_of_view_is_said(aligned, scan_file):
     aligned(replace(POSE, acpc_from_scanner=away, flagged=True, warnings=("The pose is odd.",)))
     row = process_scan(scan_file(), models=FAKES)
     assert row.warnings.startswith("The pose is odd. The intracranial volume lies outside the field of view. ")
-    assert "100% of the hypothalamus was not imaged" in row.warnings
+    assert "100.0% of the hypothalamus was not imaged" in row.warnings
     assert row.flagged
     assert row.quality < 0.01
 

@@ -1,4 +1,4 @@
-"""Failures planted into scans whose pose is known: what a quality score has to catch."""
+"""Failures planted into scans whose pose is known, and into segmentations: what a quality score has to catch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from hypodask.core.grid import Grid, transform_points
 from hypodask.scan import Scan
+from hypodask.segmentation import Segmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,24 @@ def blurred(subject: Subject, random: Generator) -> Scan:
     return as_scan(data, subject.scan.grid, subject.scan.source)
 
 
+def shaded_across(subject: Subject, random: Generator) -> Scan:
+    """A smooth shading from left to right, by a factor of 1.5 over the head; it moves no volume by more than 1 %."""
+    slope = random.choice([-1, 1]) * np.log(1.5) / _HEAD_MM
+    return as_scan(
+        subject.scan.data * np.exp(slope * subject.places_mm[..., 0]), subject.scan.grid, subject.scan.source
+    )
+
+
+def shaded_inwards(subject: Subject, random: Generator) -> Scan:
+    """The shading of a surface coil: by a factor of 2 from the centre of the brain to the surface."""
+    radius = np.linalg.norm(subject.places_mm - (0.0, -18.0, 12.0), axis=-1) / (_HEAD_MM / 2)
+    field = np.exp(np.log(2) * np.minimum(radius, 1.2))
+    return as_scan(subject.scan.data * field, subject.scan.grid, subject.scan.source)
+
+
+_HEAD_MM = 150.0
+"""Width of a head."""
+
 UNDISTURBED = "undisturbed"
 
 FAILURES: dict[str, Callable[[Subject, Generator], Scan]] = {
@@ -177,3 +196,63 @@ FAILURES: dict[str, Callable[[Subject, Generator], Scan]] = {
     "blur": blurred,
 }
 """What is done to a scan, by name."""
+
+HARMLESS: dict[str, Callable[[Subject, Generator], Scan]] = {
+    "shading, left to right": shaded_across,
+    "shading, centre to surface": shaded_inwards,
+}
+"""What is done to a scan and should not lower its quality, since it moves no volume."""
+
+
+# --- Segmentations that lack a part ----------------------------------------------------------------------------------
+
+
+def lacking(found: Segmentation, gone: Bool[ndarray, "i j k"], labels: slice = slice(None)) -> Segmentation:
+    """The segmentation without some voxels of some labels, which become background."""
+    posteriors = found.posteriors.copy()
+    posteriors[1:][labels, gone] = 0
+    posteriors[0] = 1 - posteriors[1:].sum(axis=0)
+    members = found.member_wholes
+    kept = (posteriors[0] < 0.5) | (found.posteriors[0] > 0.5)
+    return replace(found, posteriors=posteriors, member_wholes=None if members is None else members * kept)
+
+
+def ends_early(found: Segmentation, axis: int, direction: int, share: float) -> Segmentation:
+    """Without the share of the volume that lies furthest along an axis of AC-PC space (x, y, z: 0, 1, 2)."""
+    voxels = np.moveaxis(np.indices(found.grid.shape), 0, -1)
+    at = direction * transform_points(found.grid.space_from_vox, voxels)[..., axis]
+    whole = 1 - found.posteriors[0]
+    order = np.argsort(at, axis=None)
+    below = np.cumsum(whole.ravel()[order], dtype=np.float64) / whole.sum(dtype=np.float64)
+    return lacking(found, at > at.ravel()[order[np.searchsorted(below, 1 - share)]])
+
+
+def ends_early_somewhere(axis: int, direction: int) -> Callable[[Segmentation, Generator], Segmentation]:
+    """A third to a half of the volume missing at one end."""
+    return lambda found, random: ends_early(found, axis, direction, random.uniform(0.33, 0.5))
+
+
+def one_side_missing(found: Segmentation, random: Generator) -> Segmentation:
+    """One side missing, or more than half of it: all of its voxels behind a place that half of it is in front of."""
+    side = str(random.choice(["left", "right"]))
+    own = found.side_posterior(side) > 0.5  # type: ignore[arg-type]
+    y = transform_points(found.grid.space_from_vox, np.moveaxis(np.indices(found.grid.shape), 0, -1))[..., 1]
+    mine = found.side_posterior(side) > found.side_posterior("right" if side == "left" else "left")  # type: ignore[arg-type]
+    return lacking(found, mine & (y < np.quantile(y[own], random.choice([1.0, 0.55]))))
+
+
+def subunit_missing(found: Segmentation, random: Generator) -> Segmentation:
+    """One subunit missing on one side."""
+    label = int(random.integers(len(found.labels)))
+    return lacking(found, np.ones(found.grid.shape, bool), slice(label, label + 1))
+
+
+MISSING: dict[str, Callable[[Segmentation, Generator], Segmentation]] = {
+    "back": ends_early_somewhere(1, -1),
+    "front": ends_early_somewhere(1, 1),
+    "bottom": ends_early_somewhere(2, -1),
+    "top": ends_early_somewhere(2, 1),
+    "one side": one_side_missing,
+    "one subunit of one side": subunit_missing,
+}
+"""What is taken out of a segmentation, by name."""

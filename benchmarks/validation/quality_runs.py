@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.validation.planting import FAILURES, UNDISTURBED, Subject
+from benchmarks.validation.planting import FAILURES, HARMLESS, UNDISTURBED, Subject
 from hypodask.alignment import Alignment, align
 from hypodask.core.errors import ScanError
 from hypodask.core.structures import HEAD_SIZE, MAIN
@@ -73,11 +73,12 @@ def phantom(seed: int) -> tuple[Scan, dict[str, float]]:
 
 
 def sound_run(name: str, data: Path, networks: Sequence[Network]) -> Run:
-    """A phantom or a real scan as it is."""
+    """A phantom or a real scan as it is; scans of the same name are told apart as ``folder+name``."""
     if name.startswith("phantom-"):
         scan, truth = phantom(int(name.removeprefix("phantom-")))
     else:
-        scan, truth = read_scan(next(data.glob(f"scans*/{name}.*"))), {}
+        *folder, stem = name.split("+")
+        scan, truth = read_scan(next(data.glob(f"{folder[0] if folder else 'scans*'}/{stem}.*"))), {}
     return run_scan(name, UNDISTURBED, scan, networks, truth)
 
 
@@ -86,7 +87,7 @@ def spoilt_run(sound: Run, failure: str, networks: Sequence[Network]) -> Run:
     cavity = label_map_on(sound.icv, sound.scan.grid, np.linalg.inv(sound.alignment.acpc_from_scanner)) > 0
     subject = Subject(sound.scan, sound.alignment.acpc_from_scanner, cavity)
     random = np.random.default_rng([*sound.head.encode(), *failure.encode()])
-    return run_scan(sound.head, failure, FAILURES[failure](subject, random), networks, sound.truth_mm3)
+    return run_scan(sound.head, failure, (FAILURES | HARMLESS)[failure](subject, random), networks, sound.truth_mm3)
 
 
 def keep(path: Path, run: Run) -> None:
@@ -133,10 +134,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--heads", nargs="+", required=True, help="phantom-<seed>, or names of scans without suffix")
-    parser.add_argument("--failures", nargs="*", default=[], choices=list(FAILURES))
+    parser.add_argument("--failures", nargs="*", default=[], choices=list(FAILURES | HARMLESS))
     parser.add_argument("--all-failures", action="store_true")
     options = parser.parse_args()
-    failures = [name for name in FAILURES if name != UNDISTURBED] if options.all_failures else options.failures
+    failures = (
+        [name for name in FAILURES | HARMLESS if name != UNDISTURBED] if options.all_failures else options.failures
+    )
     make(options.folder, options.data, options.heads, failures)
 
 

@@ -34,7 +34,8 @@ class Row:
     warnings: str = ""
     """Reasons to be careful with the volumes, sentences joined by a space."""
     flagged: bool = False
-    """Whether the pose could not be trusted."""
+    """Whether the pose could not be trusted, or a part of the hypothalamus is missing; ``warnings`` says which. Volumes
+    that are flagged have no interval."""
 
     volume_mm3: dict[str, float] = field(default_factory=dict)
     """The volume to publish, by structure: ``soft_volume_mm3`` or, for a model whose posteriors are not
@@ -52,7 +53,7 @@ class Row:
 
     quality: float = float("nan")
     """How far the result can be trusted, 0 (worthless) to 1 (nothing unusual), see :mod:`hypodask.quality`. It depends
-    neither on the group nor on the size of the hypothalamus."""
+    neither on the group nor, within very wide limits, on the size of the hypothalamus."""
     alignment_score: float = float("nan")
     """Correlation of the aligned brain with the template, -1 to 1."""
     alignment_error_mm: float = float("nan")

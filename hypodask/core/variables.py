@@ -41,7 +41,7 @@ RESULTS = (
     _text("error", "Class of the error of a failed scan."),
     _text("reason", "What was found, what was needed, what to do."),
     _text("warnings", "What to know before trusting the volumes."),
-    Variable("flagged", ("scan",), "bool", "", "Whether the pose could not be trusted."),
+    Variable("flagged", ("scan",), "bool", "", "Whether the pose could not be trusted, or a part is missing."),
     _number("quality", "1", "Trust in the result, 0 (worthless) to 1 (nothing unusual)."),
     _number("alignment_score", "1", "Local correlation of the aligned brain with the template, -1 to 1."),
     _number("alignment_error_mm", "mm", "Error to expect of a commissure; missing where they were placed by hand."),

@@ -9,8 +9,8 @@
     intervals.py      95 % intervals of the volumes
     warnings.py       sentences for the column ``warnings``
 
-No measure knows a diagnosis. The size of the hypothalamus is not judged either, so that atrophy does not lower the
-quality; only a volume that hardly any adult has is reported with a warning.
+No measure knows a diagnosis. The size of the hypothalamus is judged within very wide limits only, so that atrophy does
+not lower the quality: what is far too small for its head lacks a part.
 """
 
 import lazy_loader

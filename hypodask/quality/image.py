@@ -1,4 +1,9 @@
-"""Measures of the image: noise and resolution around the hypothalamus; contrast, sides and air of the whole head."""
+"""Measures of the image: noise, resolution and fluid around the hypothalamus; contrast and air of the whole head.
+
+None of them may depend on what changes no volume. A smooth shading of the coil is removed or left out: levels are
+those around the hypothalamus, and the contrast of the whole head is measured after division by a smooth field.
+A constant that was added to all intensities cancels in differences between tissues, of which most measures are made.
+"""
 
 from dataclasses import dataclass
 
@@ -26,6 +31,22 @@ _SMALLEST_AIR_SHARE = 0.02
 BLACK = 0.02
 """Voxels inside the head darker than this show nothing, in units of white matter; fluid has 0.1 to 0.4."""
 
+_BLOCK_MM = 20.0
+"""The brightness of white matter is measured in cubes of this size; each holds some in most of the head."""
+
+_WHITE_PERCENTILE = 85
+"""Percentile of the intensities inside the ICV mask that is white matter."""
+
+_FULL_BLOCK = 0.4
+"""Share of a cube that has to lie in the ICV mask."""
+
+_FEWEST_BLOCKS = 30
+"""No smooth field is fitted to fewer cubes than this, since it has ten coefficients."""
+
+_BESIDE_MM = (3.0, 33.0)
+"""The two sides are compared this far from the midsagittal plane: near enough that smooth shading hardly tells them
+apart."""
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -41,13 +62,56 @@ class Levels:
 
 
 def levels(inside: Float[ndarray, "n"]) -> Levels:
-    """Fluid and white matter as the 3rd and the 85th percentile of the intensities inside the ICV mask.
+    """Fluid and white matter as the 3rd and the 85th percentile of intensities inside the ICV mask.
 
     >>> levels(np.arange(101.0))
     Levels(fluid=3.0, white=85.0)
     """
-    fluid, white = np.percentile(inside, (3, 85)).tolist()
+    fluid, white = np.percentile(inside, (3, _WHITE_PERCENTILE)).tolist()
     return Levels(fluid, white)
+
+
+def without_shading(
+    data: Float[ndarray, "i j k"], icv_mask: Bool[ndarray, "i j k"], spacing_mm: tuple[float, float, float]
+) -> Float[ndarray, "n"]:
+    """Intensities inside the ICV mask, divided by the smooth field that makes white matter equally bright everywhere.
+
+    The logarithm of the field is a polynomial of second degree, fitted to the bright intensities of cubes of 20 mm. A
+    quarter of the cubes, those that fit worst, are left out and the rest is fitted again. It follows the shading of a
+    coil, and is too smooth to follow lost signal. The mean of the field's logarithm is 0. Where too few cubes can be
+    used, nothing is divided.
+
+    Examples
+    --------
+    >>> shade = np.exp(np.linspace(-0.5, 0.5, 60))[:, None, None]
+    >>> flat = without_shading(shade * np.ones((60, 60, 60)), np.ones((60, 60, 60), bool), (2.0, 2.0, 2.0))
+    >>> bool(np.ptp(flat) < 0.01)
+    True
+    """
+    places = np.argwhere(icv_mask)
+    values = data[icv_mask].astype(np.float64)
+    size = np.maximum(np.rint(_BLOCK_MM / np.array(spacing_mm)), 1).astype(int)
+    blocks = np.ravel_multi_index(tuple((places // size).T), tuple(-(-np.array(data.shape) // size)))
+    order = np.argsort(blocks, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1)
+    full = [own for own in groups if len(own) >= _FULL_BLOCK * size.prod()]
+    levels_ = np.array([np.percentile(values[own], _WHITE_PERCENTILE) for own in full])
+    if (levels_ > 0).sum() < _FEWEST_BLOCKS:
+        return values
+    scale = np.array(data.shape) / 2
+    terms = _quadratic_terms(np.array([places[own].mean(axis=0) for own in full])[levels_ > 0] / scale - 1)
+    wanted = np.log(levels_[levels_ > 0])
+    fitted = np.linalg.lstsq(terms, wanted, rcond=None)[0]
+    misfit = np.abs(terms @ fitted - wanted)
+    well = misfit <= np.percentile(misfit, 75)
+    field = _quadratic_terms(places / scale - 1) @ np.linalg.lstsq(terms[well], wanted[well], rcond=None)[0]
+    return values / np.exp(field - field.mean())
+
+
+def _quadratic_terms(places: Float[ndarray, "n 3"]) -> Float[ndarray, "n 10"]:
+    """Everything of at most second degree in the coordinates."""
+    x, y, z = places.T
+    return np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x], axis=1)
 
 
 def coarse_index(grid: Grid) -> tuple[slice, ...]:
@@ -117,12 +181,22 @@ def separability(inside: Float[ndarray, "n"], bins: int = 64) -> float:
     return float(between / total)
 
 
-def sides_log_ratio(
-    data: Float[ndarray, "i j k"], icv_mask: Bool[ndarray, "i j k"], x_mm: Float[ndarray, "i j k"]
-) -> float:
-    """Logarithm of the summed intensity of the left half of the ICV mask over that of the right half."""
-    left, right = (float(data[icv_mask & half].sum()) for half in (x_mm < 0, x_mm > 0))
-    return float(np.log(left / right)) if left > 0 and right > 0 else np.nan
+def sides_log_ratio(inside: Float[ndarray, "n"], x_mm: Float[ndarray, "n"]) -> float:
+    """Logarithm of the contrast of the brain left of the midsagittal plane over that right of it.
+
+    Contrast is the difference between white matter and fluid, from 3 to 33 mm beside the plane: signal that is lost on
+    one side lowers it, a smooth shading over the head or a constant added to all intensities hardly does.
+
+    Parameters
+    ----------
+    inside, x_mm
+        Intensities inside the ICV mask without shading, and their positions in AC-PC space.
+    """
+    near, far = _BESIDE_MM
+    left, right = (inside[(side > near) & (side < far)] for side in (-x_mm, x_mm))
+    if not (left.size and right.size):
+        return np.nan
+    return float(np.log(levels(left).contrast / levels(right).contrast))
 
 
 def air_over_noise(

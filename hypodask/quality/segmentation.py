@@ -15,6 +15,12 @@ _NEAR_BOUNDARY_MM = 1.0
 _SMALLEST_POSTERIOR = 0.05
 """Smaller posteriors do not count for place and extent: there are so many of them that they would change both."""
 
+_END_SHARE = 0.02
+"""Share of the volume that lies beyond each end of a structure: single voxels that stick out are no end."""
+
+_LARGEST_LOG_RATIO = 5.0
+"""Logarithms of ratios of volumes are at most this: a side that is missing is no smaller than 1/150 of the other."""
+
 _ROOM_MM = 15.0
 """A structure this far from the edge of the field of view is seen with everything that a network uses around it."""
 
@@ -45,6 +51,25 @@ def place_of(posterior: Float[ndarray, "i j k"], acpc_from_vox: Float[ndarray, "
     at = transform_points(acpc_from_vox, voxels)
     centroid = np.average(at, axis=0, weights=weights)
     return Place(centroid, np.sqrt(np.average((at - centroid) ** 2, axis=0, weights=weights)))
+
+
+def ends_mm(posterior: Float[ndarray, "i j k"], acpc_from_vox: Float[ndarray, "4 4"]) -> Float[ndarray, "2 3"]:
+    """Where a structure begins and ends along each axis; 2 % of its volume lie beyond each end.
+
+    >>> rod = np.zeros((101, 1, 1))
+    >>> rod[20:71] = 1.0
+    >>> ends_mm(rod, np.eye(4))[:, 0].round().tolist()
+    [20.0, 69.0]
+    """
+    voxels = np.argwhere(posterior > _SMALLEST_POSTERIOR)
+    if not len(voxels):
+        return np.full((2, 3), np.nan)
+    weights, at = posterior[tuple(voxels.T)], transform_points(acpc_from_vox, voxels)
+    order = np.argsort(at, axis=0)
+    below = np.cumsum(weights[order], axis=0, dtype=np.float64) / weights.sum(dtype=np.float64)
+    at = np.take_along_axis(at, order, axis=0)
+    shares = (_END_SHARE, 1 - _END_SHARE)
+    return np.array([np.interp(shares, below[:, axis], at[:, axis]) for axis in range(3)]).T
 
 
 def boundary_entropy(posterior: Float[ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> float:
@@ -88,12 +113,15 @@ def member_overlap(members: Float[ndarray, "member i j k"] | None, posterior: Fl
 
 
 def log_ratio(a: float, b: float) -> float:
-    """Logarithm of a ratio of two volumes; not-a-number where one is 0.
+    """Logarithm of a ratio of two volumes, from -5 to 5; not-a-number where both are 0.
 
-    >>> round(log_ratio(1.1, 1.0), 3)
-    0.095
+    >>> round(log_ratio(1.1, 1.0), 3), log_ratio(1.0, 0.0)
+    (0.095, 5.0)
     """
-    return float(np.log(a / b)) if a > 0 and b > 0 else np.nan
+    if not a + b > 0:
+        return np.nan
+    share = np.clip(a / (a + b), 1e-9, 1 - 1e-9)
+    return float(np.clip(np.log(share / (1 - share)), -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
 
 
 def mirror_distance_mm(left: Place, right: Place) -> float:

@@ -114,7 +114,7 @@ def _pictures(place: Location, ds: xr.Dataset, scan: str) -> "Pictures | str":
 def _choose_scans(ds: xr.Dataset, limit: int) -> list[str]:
     """Scans to show: half of them suspicious ones, half the first of the dataset, so that usual scans are seen too.
 
-    Scans with a flagged pose or of low quality are the most suspicious, then those whose volumes are furthest from the
+    Flagged scans and those of low quality are the most suspicious, then those whose volumes are furthest from the
     median of their group. The chosen scans keep the order of the dataset.
 
     Examples

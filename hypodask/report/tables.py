@@ -349,7 +349,7 @@ def scan_notes(ds: xr.Dataset) -> list[list[str]]:
     notes: list[list[str]] = [[] for _ in range(ds.sizes["scan"])]
     if "flagged" in ds:
         for i in np.flatnonzero(ds["flagged"].to_numpy().astype(bool)):
-            notes[i].append("pose flagged")
+            notes[i].append("flagged")
     if "excluded" in ds:
         for structure in ds["excluded"].attrs.get("structures", ()):
             for i in np.flatnonzero(ds["outlier"].sel(structure=structure).to_numpy().astype(bool)):

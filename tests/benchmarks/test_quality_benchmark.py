@@ -6,10 +6,12 @@ import pytest
 from scipy import stats
 
 from benchmarks.validation.intervals import erring, heads_left_out
-from benchmarks.validation.planting import FAILURES, UNDISTURBED, Subject
-from benchmarks.validation.quality import area_under_curve, beyond_quartiles, ranges_of, sound_runs
+from benchmarks.validation.planting import FAILURES, HARMLESS, MISSING, UNDISTURBED, Subject, ends_early
+from benchmarks.validation.quality import area_under_curve, beyond_quartiles, in_first_half, ranges_of, sound_runs
 from hypodask.core.grid import box_grid, transform_points
+from hypodask.core.structures import HYPOTHALAMUS_SIDES
 from hypodask.scan import Scan
+from hypodask.segmentation import Segmentation
 
 GRID = box_grid((60, 70, 64), (3.0, 3.0, 3.0), (0.0, -16.0, 0.0)).moved(np.eye(4), "scanner")
 
@@ -66,6 +68,47 @@ def test_half_of_the_head_loses_its_signal(subject):
     left, right = data[:25].mean(), data[-25:].mean()
     assert min(left, right) < 0.1
     assert max(left, right) > 0.9
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_harmless_shading_is_smooth(subject, name):
+    ratio = HARMLESS[name](subject, np.random.default_rng(3)).data[subject.cavity] / subject.scan.data[subject.cavity]
+    assert 1.3 < np.percentile(ratio, 99) / np.percentile(ratio, 1) < 2.2
+
+
+@pytest.fixture(scope="module")
+def segmentation():
+    """Two balls, left and right."""
+    grid = box_grid((40, 30, 30), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    points = transform_points(grid.space_from_vox, np.moveaxis(np.indices(grid.shape), 0, -1))
+    balls = [np.linalg.norm(points - (x, 0, 0), axis=-1) < 8 for x in (-9, 9)]
+    posteriors = np.stack([~np.any(balls, axis=0), *balls]).astype(np.float32)
+    return Segmentation(
+        posteriors, grid, HYPOTHALAMUS_SIDES, member_wholes=np.any(balls, axis=0)[None].astype(np.float16)
+    )
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_lacks_a_part_is_smaller_in_all_members_and_still_sums_to_one(segmentation, name):
+    lacking = MISSING[name](segmentation, np.random.default_rng(3))
+    assert lacking.posteriors[1:].sum() < 0.9 * segmentation.posteriors[1:].sum()
+    np.testing.assert_allclose(lacking.posteriors.sum(axis=0), 1)
+    assert lacking.member_wholes.sum() < segmentation.member_wholes.sum()
+
+
+def test_an_early_end_takes_the_share_that_lies_furthest_in_front(segmentation):
+    lacking = ends_early(segmentation, 1, 1, 0.3)
+    left = lacking.posteriors[1:].sum() / segmentation.posteriors[1:].sum()
+    assert 0.6 < left < 0.8
+    y = transform_points(segmentation.grid.space_from_vox, np.argwhere(lacking.posteriors[0] < 0.5))[:, 1]
+    assert y.min() < -7
+    assert y.max() < 4
+
+
+def test_all_scans_of_a_person_are_in_one_half():
+    halves = in_first_half(pd.DataFrame({"head": [f"patient{n:02}_study{m}_T1W" for n in range(20) for m in (1, 2)]}))
+    assert (halves[::2].to_numpy() == halves[1::2].to_numpy()).all()
+    assert 0 < halves.mean() < 1
 
 
 def test_the_area_under_the_curve_is_that_of_mann_and_whitney():
