@@ -4,7 +4,7 @@ The result is right to 1 to 3 mm and 1 to 6 degrees. Because the template is sym
 midsagittal one.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -61,9 +61,9 @@ would dominate the fit."""
 _SURE = 0.60
 """Correlation around the commissures from which on no other pose is looked for."""
 
-_TISSUE, _EVEN_STEPS, _WHITE_OVER_TISSUE = 0.1, 5, 1.35
-"""Of the correction of shading: what is darker, in units of white matter, is air or bone; steps of the fit; white
-matter over the median of what is brighter."""
+_TISSUE, _EVEN_MM, _WHITE_OVER_TISSUE = 0.1, 25.0, 1.35
+"""Of the correction of shading: what is darker, in units of white matter, is air or bone; standard deviation of the
+Gaussian that weighs the tissue around; white matter over the mean of that."""
 
 
 class Registration(NamedTuple):
@@ -138,7 +138,7 @@ def register_template(scan: Scan) -> Registration:
     thinned, grid = _thinned(data, head, _MEDIUM_MM)
     rough = _rough(thinned, grid, head, 1.0)
     if not rough.correlation >= _SURE:
-        images = {"even": _even(_thinned(levels, head, _MEDIUM_MM)[0]), "root": np.sqrt(thinned), "plain": thinned}
+        images = {"even": _even(*_thinned(levels, head, _MEDIUM_MM)), "root": np.sqrt(thinned), "plain": thinned}
         for intensities, size in _ATTEMPTS:
             other = _rough(images[intensities], grid, head, size)
             rough = max(rough, other, key=_correlation)
@@ -154,27 +154,12 @@ _ATTEMPTS = (("even", 1.0), ("plain", 0.88), ("even", 1.12), ("root", 1.0), ("pl
 """Intensities and sizes of the brain with which a head is searched again, one after the other until one fits."""
 
 
-def _even(data: Float32[ndarray, "i j k"]) -> Float32[ndarray, "i j k"]:
-    """Intensities without the shading of a surface coil, white matter near 1.
-
-    The shading is the exponential of a quadratic in position, fitted to the logarithm of what is not air; Tukey
-    weights leave out fat and fluid.
-    """
-    tissue = data > _TISSUE
-    if tissue.sum() < 1000:
-        return data
-    at = np.argwhere(tissue)
-    x, y, z = ((at - at.mean(axis=0)) / at.std(axis=0).max()).T
-    terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
-    logarithm = np.log(data[tissue])
-    weights = np.ones_like(x)
-    for _ in range(_EVEN_STEPS):
-        normal = (terms * weights[:, None]).T @ terms + 1e-6 * np.eye(terms.shape[1])
-        rest = logarithm - terms @ np.linalg.solve(normal, terms.T @ (weights * logarithm))
-        weights = np.clip(1 - (rest / (3 * 1.4826 * np.median(np.abs(rest)) + 1e-6)) ** 2, 0, 1) ** 2
-    even = np.zeros_like(data)
-    even[tissue] = np.exp(rest - np.median(rest)) / _WHITE_OVER_TISSUE
-    return np.clip(even, 0.0, _BRIGHTEST)
+def _even(data: Float32[ndarray, "i j k"], grid: Grid) -> Float32[ndarray, "i j k"]:
+    """Intensities relative to the mean of the tissue around, which takes out most of a surface coil's shading."""
+    tissue = (data > _TISSUE).astype(np.float32)
+    blur = partial(ndimage.gaussian_filter, sigma=_EVEN_MM / np.array(grid.spacing_mm), mode="constant", truncate=3.0)
+    around = blur(data * tissue) / (blur(tissue) + 1e-3)
+    return np.clip(tissue * data / (_WHITE_OVER_TISSUE * around + 1e-3), 0.0, _BRIGHTEST)
 
 
 class _Head(NamedTuple):
