@@ -535,6 +535,7 @@ NOT_SCALAR = ("read", "NotScalarError")
 NON_FINITE = ("read", "NonFiniteError")
 CONSTANT = ("read", "ConstantImageError")
 NO_HEAD = ("align", "AlignmentError", ("no human head", "check that this is a T1-weighted head scan"))
+NOT_T1 = ("align", "AlignmentError", ("the contrast is not that of a T1-weighted scan", "T2-weighted or inverted"))
 BAD_POINTS = ("align", "LandmarkError")
 
 
@@ -931,13 +932,8 @@ VOXELS = (
 HEADS = (
     Kind("head", "a good-quality scan", good_scan),
     Kind("head-ct", "a CT", seen(ct), *NO_HEAD),
-    Kind("head-t2", "a T2-weighted scan", seen(t2), *NO_HEAD),
-    Kind(
-        "head-functional",
-        "the mean of a functional series",
-        seen(functional_mean),
-        words=("resembles the template little",),
-    ),
+    Kind("head-t2", "a T2-weighted scan", seen(t2), *NOT_T1),
+    Kind("head-functional", "the mean of a functional series", seen(functional_mean), *NOT_T1),
     Kind("head-sphere", "a phantom: a sphere", seen(sphere), *NO_HEAD),
     Kind("head-apple", "an apple", seen(apple), *NO_HEAD),
     Kind("head-neck", "a neck without its head", seen(neck), *NO_HEAD),

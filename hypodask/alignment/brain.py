@@ -66,6 +66,11 @@ _TISSUE, _EVEN_MM, _WHITE_OVER_TISSUE = 0.1, 25.0, 1.35
 Gaussian that weighs the tissue around; white matter over the mean of that."""
 
 
+_MIDDLE_OVER_WHOLE = 1.03
+"""Linear size of the template about the commissures over that of its whole brain in heads: 1.025 to 1.037 in five, 1.09
+in one."""
+
+
 class Registration(NamedTuple):
     """The template's brain in a head, registered in two ways."""
 
@@ -88,9 +93,13 @@ class Registration(NamedTuple):
 
     @property
     def head_size(self) -> float:
-        """Linear size of the brain relative to an average adult's."""
-        volume = np.linalg.det(np.asarray(self.whole.scanner_from_mni, float)[:3, :3]) / np.prod(MNI152.adult_stretch)
-        return float(np.cbrt(volume))
+        """Linear size of the middle of the brain relative to an average adult's.
+
+        It is taken about the commissures, and not from the whole brain, whose registration follows the edge of a brain
+        mask: if six heads are stripped to their ICV, that size changes by 3.3 to 6.3 %, this one by 0.2 to 0.9 %.
+        """
+        volume = np.linalg.det(np.asarray(self.near.scanner_from_mni, float)[:3, :3]) / np.prod(MNI152.adult_stretch)
+        return float(np.cbrt(volume) / _MIDDLE_OVER_WHOLE)
 
     @property
     def distortion(self) -> float:

@@ -26,8 +26,8 @@ class Alignment:
     warnings: tuple[str, ...] = ()
     """Why it is flagged, or what else to know."""
     head_size: float = 1.0
-    """Linear size of the brain relative to an average adult's: the cube root of the ratio of their volumes. Networks
-    see the head after it was divided by this, so that what they learnt of sizes does not enter a volume."""
+    """Linear size of the brain about its commissures, relative to an average adult's. Networks see the head divided by
+    this, so that what they learnt of sizes does not enter a volume."""
     error_mm: float = float("nan")
     """Error to expect of a commissure, mm: the root mean square on heads that were not learnt from, combined with the
     spread over test-time augmentations; not-a-number for commissures placed by hand."""

@@ -16,7 +16,8 @@
     │   │   └── FieldOfViewError           too small or too large to hold a head
     │   ├── IntensityError                 the voxels themselves are wrong
     │   │   ├── NonFiniteError             NaN or infinity
-    │   │   └── ConstantImageError         one value everywhere
+    │   │   ├── ConstantImageError         one value everywhere
+    │   │   └── BackgroundError            the background cannot be told from tissue
     │   ├── AlignmentError                 no head was found, or its pose is unclear
     │   ├── LandmarkError                  commissures given by hand cannot be read, or cannot be those of the scan
     │   └── SegmentationError              a network found nothing where there should be something

@@ -22,7 +22,7 @@ _TIE = 1e-5
 """Widths that differ by less, relative to the range of the image, are equal."""
 
 _RAYLEIGH_LEVEL = 1.6
-"""Level of air over its spread, both as :class:`Air` has them, in a magnitude image, whose noise in air has a Rayleigh
+"""Level of air over its spread, both as :class:`_Air` has them, in a magnitude image, whose noise in air has a Rayleigh
 distribution."""
 
 _FILLED, _FEW = 0.2, 0.01
@@ -47,7 +47,7 @@ _NOISY_FACES = 4
 """An image is refused if so many of its six faces are noise: the neck may pass through one, a mask cover others."""
 
 
-class Air(NamedTuple):
+class _Air(NamedTuple):
     """Intensities of the background."""
 
     level: float
@@ -68,7 +68,7 @@ class Air(NamedTuple):
         return max(self.level - _RAYLEIGH_LEVEL * self.spread, self.darkest)
 
 
-def air_of(data: Float[ndarray, "..."]) -> Air:
+def _air_of(data: Float[ndarray, "..."]) -> _Air:
     """Level and spread of the darkest thing in an image that fills much of it: air, or what it was replaced by.
 
     Examples
@@ -76,7 +76,7 @@ def air_of(data: Float[ndarray, "..."]) -> Air:
     >>> rng = np.random.default_rng(0)
     >>> head = np.hypot(rng.normal(0, 5, 9000), rng.normal(0, 5, 9000))
     >>> head[:4000] += 300.0
-    >>> round(air_of(head).zero), round(air_of(head - 100.0).zero), round(air_of(2.0 * head + 400.0).zero)
+    >>> round(_air_of(head).zero), round(_air_of(head - 100.0).zero), round(_air_of(2.0 * head + 400.0).zero)
     (0, -100, 400)
     """
     # In the order of the memory: to sample a Fortran array in C order costs a transposed copy of it.
@@ -89,7 +89,7 @@ def air_of(data: Float[ndarray, "..."]) -> Air:
     shortest = np.flatnonzero(widths <= widths.min(initial=np.inf) + _TIE * np.ptp(sample))
     first = int(shortest[shortest.size // 2]) if widths.size else 0
     bright = sample[dark.size :]
-    return Air(
+    return _Air(
         level=float(dark[first : first + half].mean()),
         spread=float(widths[first] / 2 / 0.6745) if widths.size else 0.0,
         bright=float(np.median(bright)) if bright.size else float(sample[-1]),
@@ -126,7 +126,7 @@ def above_air(scan: Scan) -> Scan:
         If much of the image is darker than its background, as where the brain was z-scored within a mask, or the
         background is noise as bright as tissue, as in the uniform image of MP2RAGE.
     """
-    name, air = scan.source or "scan", air_of(scan.data)
+    name, air = scan.source or "scan", _air_of(scan.data)
     contrast = air.bright - air.level
     _refuse_noise(scan.data, name)
     _refuse_bright_fill(scan.data, contrast, name)
@@ -142,7 +142,7 @@ def above_air(scan: Scan) -> Scan:
 
 def _refuse_noise(data: Float32[ndarray, "i j k"], name: str) -> None:
     """Refuse an image whose faces hold noise as bright as a head."""
-    low, high = np.percentile(data[::3, ::3, ::3], (5, 95))
+    low, high = np.percentile(data[::3, ::3, ::3], (0.5, 99.5))
     noisy = 0
     for axis in range(3):
         for outer, inner in ((0, 1), (-1, -2)):

@@ -232,7 +232,12 @@ def test_what_is_no_array_is_refused(values):
 )
 def test_documents_of_earlier_versions_are_read_and_written_byte_by_byte_as_they_were(name, kind):
     text = (WRITTEN / f"{name}.json").read_text(encoding="utf-8")
-    assert kind.from_json(text).to_json() == text
+    assert without_frame(kind.from_json(text).to_json()) == text
+
+
+def without_frame(text):
+    """A card as it was before cards said in which frame a network sees."""
+    return text.replace(',\n    "frame": "acpc"\n', "\n")
 
 
 def test_the_shipped_reference_ranges_are_written_as_they_are():
@@ -245,7 +250,7 @@ def test_the_card_of_an_earlier_2d_unet_is_written_as_it_was_without_the_options
     kept = re.sub(r'    "(activation|upsampling)": .*\n', "", text)
     kept = re.sub(r',\n    "space_to_depth": 1\n', "\n", kept)
     assert kept.count("\n") == text.count("\n") - 3
-    assert ModelCard.from_json(text).to_json() == kept
+    assert without_frame(ModelCard.from_json(text).to_json()) == kept
 
 
 @pytest.mark.parametrize("name", ["hypothalamus", "icv", "icv-border", "commissures"])

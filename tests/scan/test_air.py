@@ -6,7 +6,7 @@ import pytest
 from hypodask.core.errors import BackgroundError
 from hypodask.core.grid import Grid
 from hypodask.phantom import simulate_head
-from hypodask.scan.air import above_air, air_of
+from hypodask.scan.air import _air_of, above_air
 from hypodask.scan.scan import Scan
 
 GRID = Grid((40, 40, 40), np.eye(4), "scanner")
@@ -35,13 +35,13 @@ def test_an_offset_and_a_factor_change_nothing_but_the_factor(noise, offset, fac
 
 @pytest.mark.parametrize("noise", [1.0, 3.0, 6.0])
 def test_noise_in_air_is_no_offset(noise):
-    assert abs(air_of(head(noise)).zero) < 0.2 * noise
-    assert air_of(np.pad(head(noise), 40)).zero == 0.0  # most of this air was filled with zeros
+    assert abs(_air_of(head(noise)).zero) < 0.2 * noise
+    assert _air_of(np.pad(head(noise), 40)).zero == 0.0  # most of this air was filled with zeros
 
 
 def test_padding_with_the_level_of_air_is_no_offset():
     noisy = head(3.0)
-    assert air_of(np.pad(noisy, 20, constant_values=4.0)).zero == pytest.approx(air_of(noisy).zero, abs=0.3)
+    assert _air_of(np.pad(noisy, 20, constant_values=4.0)).zero == pytest.approx(_air_of(noisy).zero, abs=0.3)
 
 
 def test_a_magnitude_image_with_dark_air_comes_back_as_it_is():
@@ -54,7 +54,7 @@ def test_only_the_intercept_of_a_scan_changes():
     found = above_air(scan)
     assert found.stored is scan.stored
     assert found.slope == scan.slope
-    assert found.intercept == pytest.approx(scan.intercept - air_of(scan.data).zero)
+    assert found.intercept == pytest.approx(scan.intercept - _air_of(scan.data).zero)
 
 
 def test_a_large_offset_is_told_in_a_warning_and_that_of_noise_is_not():
@@ -66,13 +66,13 @@ def test_a_large_offset_is_told_in_a_warning_and_that_of_noise_is_not():
 
 def test_air_is_found_where_the_image_was_masked():
     masked = np.where(head(0.0) > 0, head(0.0), 0.0)
-    assert air_of(masked).zero == 0.0
-    assert air_of(masked - 20.0).zero == -20.0
+    assert _air_of(masked).zero == 0.0
+    assert _air_of(masked - 20.0).zero == -20.0
 
 
 def test_a_cohort_of_whole_numbers_has_one_level_at_any_offset():
     whole = np.round(head(1.0))
-    levels = [air_of(whole + np.float32(offset)).zero - offset for offset in (0.0, 0.1, 7.3, -33.33)]
+    levels = [_air_of(whole + np.float32(offset)).zero - offset for offset in (0.0, 0.1, 7.3, -33.33)]
     np.testing.assert_allclose(levels, levels[0], atol=1e-3)
 
 

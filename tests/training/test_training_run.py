@@ -59,7 +59,7 @@ def made_up(pair, table, geometry, folder):
     image = (1 - 0.4 * truth[0] - 0.8 * truth[1]).astype(np.float32)
     path = Path(folder) / f"{pair.scan}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, image=image, truth=truth)
+    np.savez(path, image=image, truth=truth, head_size=1.0)
     return Prepared(pair, str(path), (volume, volume), stamp=str(radius))
 
 
