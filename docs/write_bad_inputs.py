@@ -27,7 +27,7 @@ def tables(runs: Iterable[Run]) -> Iterator[str]:
     for chapter, kinds in bad_inputs.CHAPTERS.items():
         yield f"### {chapter}\n"
         yield "| given | stage | error | what the user reads |\n|---|---|---|---|"
-        yield from (_line(kind, *_run_of(kind, runs)) for kind in kinds)
+        yield from (row_of(kind, *_run_of(kind, runs)) for kind in kinds)
         yield ""
 
 
@@ -35,7 +35,8 @@ def _run_of(kind: bad_inputs.Kind, runs: list[Run]) -> Run:
     return next(run for run in runs if kind.name in run[0]["scan"].to_numpy())
 
 
-def _line(kind: bad_inputs.Kind, results: xr.Dataset, folder: Path) -> str:
+def row_of(kind: bad_inputs.Kind, results: xr.Dataset, folder: Path) -> str:
+    """The line of the page about one kind."""
     row = results.sel(scan=kind.name)
     text = bad_inputs.said(kind, row).replace(f"{folder}/study/", "")
     cells = [kind.given, row["stage"].item(), f"`{kind.error}`" if kind.error else "done", _plain(text)]

@@ -114,9 +114,19 @@ def test_a_covariate_that_is_a_script_is_text_in_the_report(files: tuple[xr.Data
     assert html_escape(bad_inputs.WICKED) in html
 
 
-def test_the_page_of_bad_inputs_is_what_happens(files: tuple[xr.Dataset, Path], heads: tuple[xr.Dataset, Path]) -> None:
-    if not bad_inputs.HAS_CONVERTER:
-        pytest.skip("the page has DICOM, for which dcm2niix is not installed")
+@pytest.mark.skipif(not bad_inputs.HAS_CONVERTER, reason="the page has DICOM, for which dcm2niix is not installed")
+def test_the_page_of_bad_inputs_is_what_happens_to_files(files: tuple[xr.Dataset, Path]) -> None:
+    page = without_figures((DOCS / "bad-inputs.md").read_text(encoding="utf-8")).splitlines()
+    row_of = runpy.run_path(str(DOCS / "write_bad_inputs.py"))["row_of"]
+    rows = [without_figures(row_of(kind, *files)) for kind in FILES]
+    assert [row for row in rows if row not in page] == [], "run docs/write_bad_inputs.py"
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not bad_inputs.HAS_CONVERTER, reason="the page has DICOM, for which dcm2niix is not installed")
+def test_the_whole_page_of_bad_inputs_is_what_happens(
+    files: tuple[xr.Dataset, Path], heads: tuple[xr.Dataset, Path]
+) -> None:
     page = (DOCS / "bad-inputs.md").read_text(encoding="utf-8")
     written = runpy.run_path(str(DOCS / "write_bad_inputs.py"))
     assert without_figures(written["renewed"](page, [files, heads])) == without_figures(page), (
