@@ -197,4 +197,4 @@ def _sex_test(counts: ndarray) -> dict[str, object]:
         return _test("chi-square", result.statistic, result.dof, result.pvalue)
     # The p is exact for two groups; for more it is estimated from random tables.
     drawn = None if len(counts) == 2 else stats.MonteCarloMethod(n_resamples=_TABLES, rng=np.random.default_rng(0))
-    return {"test": "fisher", "p": float(stats.fisher_exact(counts, method=drawn).pvalue)}
+    return {"test": "fisher", "p": float(np.squeeze(stats.fisher_exact(counts, method=drawn).pvalue))}
