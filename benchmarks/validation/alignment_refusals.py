@@ -10,6 +10,7 @@ be reported on the other.
 """
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,6 +164,7 @@ def beyond(random: np.random.Generator, number: int) -> tuple[float, float, floa
 def wrong_heads(scan: Scan, ac_mm: ndarray, seed: int, options: argparse.Namespace) -> Iterator[Image]:
     """Images of a head that must not be answered without a word."""
     none, inf = np.eye(4), np.inf
+    yield Image("size 1.00", scan, none)
     yield Image("inverted", inverted(scan), none)
     yield Image("T2-like", t2_like(scan), none)
     for axis, name in enumerate("xyz"):
@@ -251,7 +253,7 @@ def row_of(image: Image, watch: Watch) -> dict[str, object]:
     row["cpu_seconds"] = process_time() - before
     if watch.seen is not None:
         row |= {"whole": float(watch.seen.whole.correlation), "near": float(watch.seen.near.correlation)}
-        row |= {name: getattr(watch.seen, name) for name in ("likeness", "size", "distortion")}
+        row |= {name: getattr(watch.seen, name) for name in ("likeness", "distortion")}
         middle = transform_points(np.linalg.inv(image.moved_from_scanner), watch.seen.commissures_mm.mean(axis=0))
         row |= {f"near_{axis}_mm": value for axis, value in zip("xyz", middle.tolist(), strict=True)}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
@@ -304,20 +306,55 @@ def with_errors(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(apart_mm=np.linalg.norm(apart.reshape(-1, 2, 3), axis=2).max(axis=1))
 
 
+def with_kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """What each image is, whether its pose is wrong, and whether it was wrongly answered without a flag.
+
+    A head posed beyond reason may be answered if its pose is right; every other wrong image may not.
+    """
+    kind = table["case"].str.replace(r" (?:\d|not read).*", "", regex=True)
+    right = table["apart_mm"] <= WRONG_MM
+    may_be_answered = kind.isin(["size", "pose", "shading", "padding", "beyond"])
+    silent = (table["outcome"] == "answered") & ~(right & may_be_answered)
+    return table.assign(kind=kind, folder=table["scan"].str.split("/").str[0], wrong=~right, silent=silent)
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """How many images of each folder and kind ended how."""
-    kind = table["case"].str.replace(r" \d.*", "", regex=True)
-    folder = table["scan"].str.split("/").str[0]
-    wrong = table["apart_mm"] > WRONG_MM
-    outcomes = table.assign(
-        images=1,
-        kind=kind,
-        folder=folder,
-        **{name: table["outcome"] == name for name in ("answered", "flagged", "refused")},
-        silent=wrong & (table["outcome"] == "answered"),
-    )
-    names = ["images", "answered", "flagged", "refused", "silent"]
-    return outcomes.groupby(["folder", "kind"], sort=False)[names].sum().reset_index()
+    counts = {name: table["outcome"] == name for name in ("answered", "flagged", "refused")}
+    lines = table.assign(images=1, **counts).groupby(["folder", "kind"], sort=False)
+    return lines[["images", *counts, "silent"]].sum().reset_index()
+
+
+def halves(table: pd.DataFrame) -> pd.DataFrame:
+    """Range of the fits over right poses, and of the fits about the commissures over refused images, of each half."""
+    answered = table[~table["wrong"] & ~table["kind"].isin(["inverted", "T2-like"])]
+    lines = []
+    for half in "AB":
+        right, refused = answered[answered["half"] == half], table[(table["half"] == half) & table["near_refused"]]
+        line: dict[str, object] = {"half": half, "right": len(right), "refused": len(refused)}
+        for name in ("near", "whole", "likeness"):
+            line[f"right_{name}_least"] = right[name].min()
+        line["right_distortion_largest"] = right["distortion"].max()
+        line["refused_near_largest"] = refused["near"].max()
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def figures_of(table: pd.DataFrame) -> dict[str, float]:
+    """What the pages show: counts of each folder and kind, of all, and the ranges of each half."""
+    figures: dict[str, float] = {}
+    everything = table.assign(folder="all", kind="images")
+    for line in pd.concat([summary(table), summary(everything)]).itertuples():
+        stem = re.sub(r"\W+", "_", f"{line.folder}_{line.kind}")
+        figures |= {f"{stem}_{name}": int(getattr(line, name)) for name in ("images", *OUTCOMES)}
+    for line in halves(table).to_dict("records"):
+        half = str(line.pop("half")).lower()
+        figures |= {f"half_{half}_{name}": float(value) for name, value in line.items() if np.isfinite(value)}
+    errors = table.loc[table["outcome"] == "answered", "apart_mm"].dropna()
+    return figures | {"apart_mm_median": float(errors.median()), "apart_mm_largest": float(errors.max())}
+
+
+OUTCOMES = ("answered", "flagged", "refused", "silent")
 
 
 def main() -> None:
@@ -337,18 +374,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.part}.tsv"
     measure(options, path)
-    table = with_errors(pd.read_csv(path, sep="\t"))
-    lines = summary(table)
-    print(lines.to_string(index=False))
+    table = with_kinds(with_errors(pd.read_csv(path, sep="\t")))
+    table["near_refused"] = (table["outcome"] == "refused") & ~table["said"].str.contains("contrast", na=False)
+    print(summary(table).to_string(index=False), halves(table).to_string(index=False), sep="\n\n")
     if options.record:
-        figures = {
-            f"{line.folder}_{line.kind}_{name}".replace(" ", "_").replace(".", "_").replace("-", "_"): int(value)
-            for line in lines.itertuples()
-            for name, value in zip(lines.columns[2:], line[3:], strict=True)
-        }
         write_results(
             f"alignment_refusals_{options.part}",
-            figures,
+            figures_of(table),
             what="What alignment answers, flags and refuses",
             data=f"{table['scan'].nunique()} scans, {len(table)} images",
             networks=("commissures",),
